@@ -36,6 +36,7 @@ from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import read_json, write_text
 
 COLUMNS = ("experiment", "source", "runs", "stage", "planned", "wall", "undisturbed", "planned_gb", "peak_gb")
+PREPARATION = "prepare evaluation"  # all that is recorded of an evaluation that an earlier run has left in the cache
 WALL_ONLY, TIMES = "committed results", "recorded times"
 Row = dict[str, Any]
 
@@ -45,7 +46,7 @@ def stage_of(run: Run, name: str) -> str:
     first = name.split()[0]
     if first in ("train", "validate", "export"):
         return {"train": "training", "validate": "validation", "export": "export"}[first]
-    if first in ("evaluate", "surprisal") or name == "prepare evaluation":
+    if first in ("evaluate", "surprisal") or name == PREPARATION:
         return "evaluation"
     if first == "start":
         return "start"
@@ -53,7 +54,8 @@ def stage_of(run: Run, name: str) -> str:
 
 
 def recorded_rows(experiment: Experiment) -> Iterator[Row]:
-    """A row per stage of every finished run that has recorded its times, and one for all of it."""
+    """A row per stage of every finished run that has recorded its times, and one for all of them; without those that
+    earlier runs had done for it."""
     for run, estimate in experiment.estimated_runs():
         times = read_times(experiment.folder_of(run))
         if estimate is None or not times or experiment.statuses()[run.name][0] != "done":
@@ -63,11 +65,13 @@ def recorded_rows(experiment: Experiment) -> Iterator[Row]:
         for found, kind, share in ((wall, "seconds", 1), (processor, "cpu_seconds", threads)):
             for name, seconds in times[kind].items():
                 found[stage_of(run, name)] += seconds / 60 / share
-        for stage in dict.fromkeys([*estimate.parts, *wall]):
-            planned = estimate.parts.get(stage, 0.0)
-            yield _row(run, stage, planned, wall[stage], processor[stage])
+        done = dict.fromkeys(stage_of(run, name) for name in times["seconds"] if name != PREPARATION)
+        planned = {stage: estimate.parts.get(stage, 0.0) for stage in done}
+        for stage in done:
+            yield _row(run, stage, planned[stage], wall[stage], processor[stage])
         memory = {"planned_gb": estimate.memory.total / 1e9, "peak_gb": times["peak_memory_bytes"] / 1e9}
-        yield _row(run, "all", estimate.minutes, sum(wall.values()), sum(processor.values())) | memory
+        totals = (sum(found[stage] for stage in done) for found in (planned, wall, processor))
+        yield _row(run, "all", *totals) | memory
 
 
 def committed_rows(experiment: Experiment, results: Path) -> Iterator[Row]:

@@ -15,7 +15,7 @@ from distill_lit.analysis.crossed_variance import (
     satterthwaite,
 )
 from distill_lit.analysis.score_table import declared_comparisons
-from distill_lit.analysis.scores import Scores
+from distill_lit.analysis.scores import Scores, difference_of
 from distill_lit.analysis.significance import student_quantile
 
 NOTHING_BELOW = 0.10  # differences above chance that teachers make at equal tokens are smaller: 0.1 is decided by nothing
@@ -90,7 +90,7 @@ def variances_from_json(values: dict[str, dict[str, Any]]) -> dict[str, TaskVari
 
 def _above_chance(scores: Scores, t: int, first: int, second: int) -> CrossedEstimate:
     task = scores.responses.tasks[t]
-    return crossed_estimate([TaskValues(scores.blocks(task.centered, first, second), task.clusters)])
+    return crossed_estimate([TaskValues(scores.blocks(task.centered, difference_of(first, second)), task.clusters)])
 
 
 def _parts(estimate: CrossedEstimate, n: int) -> tuple[float, float, float]:

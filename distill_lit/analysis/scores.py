@@ -27,6 +27,9 @@ EXCLUDED_NO_ANSWERS = "it has no right or wrong answers"
 EXCLUDED_GRADED = "its answers are graded, not right or wrong"
 
 
+Contrast = Mapping[int, float]  # {group number: weight}
+
+
 @dataclass(frozen=True)
 class Scores:
     """Means over documents and seeds (task, group); `raw` is the metric, `centered` above chance."""
@@ -66,42 +69,49 @@ class Scores:
         """Equal-weight mean of centered scores over `averaged`; NaN when there is none or the group lacks one."""
         return float(self.centered[self.averaged, group].mean()) if len(self.averaged) else float("nan")
 
-    def blocks(
-        self, values: FloatArray, first: int, second: int | None = None, share: float = 1.0
-    ) -> tuple[FloatArray, ...]:
-        """Blocks of `TaskValues` for group `first`, less `share` times group `second`; values: (documents, models).
+    def blocks(self, values: FloatArray, contrast: Contrast) -> tuple[FloatArray, ...]:
+        """Blocks of `TaskValues` for Σ weight · group; values: (documents, models).
 
-        Students of the same seeds are paired, seed by seed; a model without seeds is compared with each of them.
+        Students of the same seeds are paired, seed by seed; a model that is alone is compared with each of them; groups of
+        other seeds make blocks of their own.
         """
-        groups, columns = [self.groups[g] for g in (first, first if second is None else second)], []
-        is_paired = bool(groups[0].seeds) and sorted(groups[0].seeds) == sorted(groups[1].seeds)
-        for group in groups:
-            own = self.responses.model_columns(group.models)
-            columns.append([column for _, column in sorted(zip(group.seeds, own, strict=True))] if is_paired else own)
-        one = values[:, columns[0]]
-        if second is None:
-            return (one,)
-        two = share * values[:, columns[1]]
-        return (one - two,) if is_paired or 1 in (one.shape[1], two.shape[1]) else (one, -two)
+        found: dict[tuple[int | str, ...], FloatArray] = {}
+        alone = np.zeros((len(values), 1))
+        for g, weight in contrast.items():
+            group, columns = self.groups[g], self.model_columns(g)
+            if group.seeds:
+                columns = [column for _, column in sorted(zip(group.seeds, columns, strict=True))]
+            part = weight * values[:, columns]
+            if len(columns) == 1:
+                alone = alone + part
+            else:
+                key = tuple(sorted(group.seeds)) or (group.label,)
+                found[key] = found[key] + part if key in found else part
+        if not found:
+            return (alone,)
+        first, *others = found.values()
+        return (first + alone, *others)
 
-    def macro_estimate(
-        self, first: int, second: int | None = None, share: float = 1.0, tasks: Sequence[int] | None = None
-    ) -> CrossedEstimate:
-        """Macro average of group `first`, less `share` times that of `second`; tasks: to average instead of `averaged`."""
+    def contrast_estimate(self, contrast: Contrast, tasks: Sequence[int] | None = None) -> CrossedEstimate:
+        """Σ weight · macro average of a group; tasks: to average instead of `averaged`."""
         numbers = self.averaged if tasks is None else tasks
         parts = []
         for t in numbers:
             task = self.responses.tasks[t]
             unit = float(1 / (1 - task.chance.mean())) if task.is_binary else 0.0
-            parts.append(
-                TaskValues(self.blocks(task.centered, first, second, share), task.clusters, 1 / len(numbers), unit)
-            )
+            parts.append(TaskValues(self.blocks(task.centered, contrast), task.clusters, 1 / len(numbers), unit))
         return crossed_estimate(parts)
+
+    def macro_estimate(
+        self, first: int, second: int | None = None, share: float = 1.0, tasks: Sequence[int] | None = None
+    ) -> CrossedEstimate:
+        """Macro average of group `first`, less `share` times that of `second`; tasks: as of `contrast_estimate`."""
+        return self.contrast_estimate(difference_of(first, second, share), tasks)
 
     def task_estimate(self, t: int, first: int, second: int | None = None) -> CrossedEstimate:
         """A task's metric of group `first`, less that of `second`."""
         task = self.responses.tasks[t]
-        blocks = self.blocks(task.correct, first, second)
+        blocks = self.blocks(task.correct, difference_of(first, second))
         return crossed_estimate([TaskValues(blocks, task.clusters, unit=float(task.is_binary))])
 
     def is_single_pair(self, first: int, second: int) -> bool:
@@ -135,6 +145,12 @@ class Scores:
         columns = self.model_columns(group)
         per_task = [self.responses.tasks[t].centered[:, columns].mean(axis=0) for t in self.averaged]
         return np.asarray(np.mean(per_task, axis=0) if per_task else np.full(len(columns), np.nan), float)
+
+
+def difference_of(first: int, second: int | None = None, share: float = 1.0) -> Contrast:
+    """The contrast of group `first`, less `share` times group `second`, of which there may be none."""
+    contrast = {first: 1.0}
+    return contrast if second is None else contrast | {second: contrast.get(second, 0.0) - share}
 
 
 def compute_scores(results: Results, analysis: AnalysisConfig) -> Scores:
@@ -262,7 +278,9 @@ def macro_difference(scores: Scores, first: int, second: int, tasks: Sequence[in
     sums = []
     for t in scores.averaged if tasks is None else tasks:
         task = scores.responses.tasks[t]
-        sums.append(cluster_sums(scores.blocks(task.centered, first, second)[0][:, 0], task.clusters) / task.n)
+        sums.append(
+            cluster_sums(scores.blocks(task.centered, difference_of(first, second))[0][:, 0], task.clusters) / task.n
+        )
     return found, st.sign_flip_p(np.concatenate(sums))
 
 

@@ -15,7 +15,7 @@ from distill_lit.analysis.array_types import FloatArray
 from distill_lit.analysis.crossed_variance import NONE, CrossedEstimate, TaskValues, crossed_estimate, mean_inside
 from distill_lit.analysis.document_axes import DocumentAxis
 from distill_lit.analysis.retention import MIN_RETENTION_BASELINE
-from distill_lit.analysis.scores import Scores
+from distill_lit.analysis.scores import Scores, difference_of
 
 MIN_STRATUM_DOCUMENTS = 10  # of a task in a stratum, from which its mean has the weight of a task
 
@@ -63,7 +63,7 @@ class AxisStrata:
         tasks, parts = self.tasks_with(weights), []
         for t in tasks:
             task = self.scores.responses.tasks[t]
-            blocks = self.scores.blocks(task.centered, first, second)
+            blocks = self.scores.blocks(task.centered, difference_of(first, second))
             mixed = tuple(self._mixed(t, weights, dict.fromkeys(weights, block)) for block in blocks)
             parts.append(TaskValues(mixed, task.clusters, 1 / len(tasks)))
         return crossed_estimate(parts)
@@ -106,7 +106,7 @@ class AxisStrata:
                 rest = task.centered.copy()
                 for g, shares in kept.items():
                     rest[:, self.scores.model_columns(g)] -= shares[s] * teacher_scores
-                by_stratum[s] = self.scores.blocks(rest / base[s], first, second)
+                by_stratum[s] = self.scores.blocks(rest / base[s], difference_of(first, second))
             count = len(by_stratum[next(iter(weights))])
             mixed = tuple(self._mixed(t, weights, {s: by_stratum[s][b] for s in weights}) for b in range(count))
             parts.append(TaskValues(mixed, task.clusters, 1 / len(tasks)))

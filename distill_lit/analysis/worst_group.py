@@ -16,7 +16,7 @@ from distill_lit.analysis.array_types import FloatArray
 from distill_lit.analysis.bootstrap import decided_share, multiplier_draws
 from distill_lit.analysis.crossed_variance import CrossedEstimate, TaskValues, cluster_sums, crossed_estimate, mean_inside
 from distill_lit.analysis.retention import MIN_RETENTION_BASELINE, NOTHING, fieller
-from distill_lit.analysis.scores import Scores
+from distill_lit.analysis.scores import Scores, difference_of
 from distill_lit.analysis.significance import Interval
 
 MIN_GROUP_DOCUMENTS = 30  # of all tasks, from which a group is tested
@@ -132,7 +132,7 @@ def _excess_block(scores: Scores, t: int, rows: NDArray[np.bool_], g: int) -> Fl
     if not base.interval(scores.analysis.confidence_level).low > MIN_RETENTION_BASELINE or np.isnan(scores.centered[t, g]):
         return None
     share = float(scores.centered[t, g] / scores.centered[t, teacher])
-    (rest,) = scores.blocks(task.centered, g, teacher, share)  # its mean over documents and seeds is 0
+    (rest,) = scores.blocks(task.centered, difference_of(g, teacher, share))  # its mean over documents and seeds is 0
     level = float(task.centered[rows][:, scores.model_columns(teacher)].mean() / base.value)
     return mean_inside(rest, rows) - level * rest
 
@@ -146,7 +146,9 @@ def _retention(scores: Scores, inside: dict[int, NDArray[np.bool_]], g: int, alp
         parts = []
         for t, rows in inside.items():
             task = scores.responses.tasks[t]
-            blocks = tuple(mean_inside(block, rows) for block in scores.blocks(task.centered, first, second, share))
+            blocks = tuple(
+                mean_inside(block, rows) for block in scores.blocks(task.centered, difference_of(first, second, share))
+            )
             parts.append(TaskValues(blocks, task.clusters, 1 / len(inside)))
         return crossed_estimate(parts)
 

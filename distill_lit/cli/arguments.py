@@ -12,6 +12,7 @@ from rich.console import Console
 from distill_lit.utils.exceptions import UserError
 
 if TYPE_CHECKING:
+    from distill_lit.config import ExperimentConfig
     from distill_lit.experiment.experiment import Experiment
 
 CommandParsers = argparse._SubParsersAction  # what `add_subparsers` returns
@@ -81,3 +82,17 @@ def check_root(root: Path, name: str, writes: bool = True) -> None:
             raise UserError(f"--root {root}: {place} is a link to {os.readlink(place)}, which is not there; make it first")
         if not place.is_dir() or (writes and not os.access(place, os.W_OK | os.X_OK)):
             raise UserError(f"--root {root}: {place} is no folder that can be {'written to' if writes else 'read'}")
+
+
+def find_results(path: Path, overrides: list[str]) -> "tuple[Path, ExperimentConfig]":
+    """The results folder and the config of an argument. Raises UserError for what is neither folder nor experiment."""
+    from distill_lit.config import load_experiment
+
+    if path.is_dir():
+        if not (path / "plan.yaml").is_file():
+            raise UserError(f"{path}: no plan.yaml and records.parquet in it, so it is no results folder")
+        return path, load_experiment(path / "plan.yaml", overrides)
+    if not path.is_file():
+        raise UserError(f"{path}: neither a results folder nor an experiment file")
+    config = load_experiment(path, overrides)
+    return Path("results") / config.name, config

@@ -12,6 +12,7 @@ from distill_lit.cli.commands import (
     export,
     fetch,
     generate,
+    hypotheses,
     init,
     plan,
     report,
@@ -31,8 +32,8 @@ from distill_lit.utils.exceptions import FatalRunError, UserError
 from distill_lit.utils.files import permission_error_message
 
 COMMANDS = (
-    init, run, plan, status, stop, generate, cache, cost, fetch, evaluate, export, report, table, scaling, list_command,
-    schema, doctor, serve_tensorboard,
+    init, run, plan, status, stop, generate, cache, cost, fetch, evaluate, export, report, table, hypotheses, scaling,
+    list_command, schema, doctor, serve_tensorboard,
 )  # fmt: skip
 EPILOG = """examples:
   distill-lit init my_experiment                                    a commented experiment file to begin with

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from distill_lit import assets
 from distill_lit.config.grid_points import grid_keys, shortest_names, value_text
+from distill_lit.config.hypothesis_validation import untestable_hypotheses
 from distill_lit.config.schema import GRID_VALUE_SEPARATOR
 from distill_lit.experiment.architectures import Architectures
 from distill_lit.experiment.estimate import Estimate, sum_estimates
@@ -33,6 +34,8 @@ def print_plan(experiment: Experiment, planned: Planned, console: Console) -> No
         console.print(f"plugin: the code in {plugin} is run", style="yellow", highlight=False, soft_wrap=True)
     for note in experiment.notes:
         console.print(f"note: {note}", style="yellow", highlight=False, markup=False, soft_wrap=True)
+    for problem in untestable_hypotheses(experiment.config).values():
+        console.print(f"not to be tested: {problem}", style="yellow", highlight=False, markup=False, soft_wrap=True)
     for reference in experiment.required_assets:
         if not assets.is_fetched(reference):
             size = assets.download_megabytes(reference)

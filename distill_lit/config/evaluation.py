@@ -8,6 +8,8 @@ from distill_lit.config.fields import Bool, Count, Dtype, Float, Int, Text, conf
 from distill_lit.config.key_paths import HOLDS_PATHS
 from distill_lit.config.probes import ProbeConfig
 
+EndpointName = Literal["accuracy", "margin", "p_gold", "bits_per_byte", "probe_bits_per_byte", "probe_kl"]
+
 
 @config_section
 class EvaluationConfig:
@@ -96,7 +98,7 @@ class AnalysisConfig:
         default=10_000, ge=100, description="draws of what has no formula, such as the chance to be on the frontier"
     )
     confidence_level: Float = Field(default=0.95, gt=0.5, le=0.999, description="coverage of every interval")
-    primary_endpoint: Literal["accuracy", "margin", "p_gold", "bits_per_byte", "probe_bits_per_byte", "probe_kl"] = Field(
+    primary_endpoint: EndpointName = Field(
         default="accuracy",
         description="what decides, declared before the run: accuracy (each task's metric); length-normalized margin, "
         "probability or bits per byte of the right answer; bits per byte or KL of the probes; the rest is secondary",

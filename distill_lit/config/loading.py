@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from distill_lit.config.errors import KeyPath, describe_error
 from distill_lit.config.fields import Section
 from distill_lit.config.grid_points import grid_points
+from distill_lit.config.hypothesis_validation import untestable_hypotheses
 from distill_lit.config.interpolation import resolve_interpolations
 from distill_lit.config.key_paths import (
     NAMED_CHANGES,
@@ -47,8 +48,15 @@ def load_experiment(path: Path, overrides: list[str] | None = None) -> Experimen
 
     Raises UserError for anything wrong in it.
     """
-    config = _load(ExperimentConfig, _compose(find_experiment(path), ()), overrides or [])
+    layers = _compose(find_experiment(path), ())
+    config = _load(ExperimentConfig, layers, overrides or [])
     validate_config(config)
+    untestable = untestable_hypotheses(config)
+    if untestable and overrides:  # which may take away what a hypothesis of the file is about; then it is not tested
+        own = [override for override in overrides if override.startswith("hypotheses")]
+        untestable = untestable_hypotheses(_load(ExperimentConfig, layers, own))
+    for problem in untestable.values():
+        raise UserError(problem)
     return config
 
 

@@ -7,6 +7,7 @@ from pydantic import Field
 from distill_lit.config.data import DataConfig
 from distill_lit.config.evaluation import AnalysisConfig, CostConfig, EvaluationConfig
 from distill_lit.config.fields import Baseline, Count, Text, VariantChoice, config_section
+from distill_lit.config.hypotheses import HypothesisConfig
 from distill_lit.config.key_paths import HOLDS_PATHS
 from distill_lit.config.launcher import LauncherConfig
 from distill_lit.config.models import StudentConfig, TeacherConfig
@@ -56,6 +57,11 @@ class ExperimentConfig:
     analysis: AnalysisConfig = Field(default_factory=AnalysisConfig, description="intervals and tests of the report")
     report: ReportConfig = Field(
         default_factory=ReportConfig, description="labels, order and decimals of tables and figures"
+    )
+    hypotheses: dict[Text, HypothesisConfig] = Field(
+        default_factory=dict,
+        description="what is expected, {name: claim and when results agree with it}; declared before the run, or the "
+        "report says so",
     )
     launcher: LauncherConfig = Field(default_factory=LauncherConfig, description="where runs happen")
     loggers: dict[Text, dict[Text, Any] | None] = Field(

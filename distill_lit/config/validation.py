@@ -11,8 +11,8 @@ from distill_lit.utils.exceptions import UserError, suggest
 MAX_NAME_BYTES = 200  # of the 255 that the name of a folder may have
 # names of models that are no students
 RESERVED_NAMES = BASELINES
-EXPERIMENT_WIDE_KEYS = ("name", "question", "dataset_source", "evaluation", "cost", "analysis", "report", "launcher",
-                        "grid", "plugins", "variants", "baselines", "external_models")  # fmt: skip
+EXPERIMENT_WIDE_KEYS = ("name", "question", "dataset_source", "evaluation", "cost", "analysis", "report", "hypotheses",
+                        "launcher", "grid", "plugins", "variants", "baselines", "external_models")  # fmt: skip
 
 
 def _check_varies(what: str, key: str) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from distill_lit import data
+from distill_lit.analysis.declarations import DECLARATIONS_FILE
 from distill_lit.analysis.document_axes import content_words
 from distill_lit.analysis.records_file import INDEX, RECORDS_FILE, ExperimentRecords, write_records
 from distill_lit.config import ExperimentConfig, to_yaml
@@ -61,6 +62,9 @@ def collect_results(experiment: "Experiment", failed: dict[str, str]) -> Path:
     _write_frame(target / "runs.csv", pd.DataFrame(rows))
     _write_frame(target / "curves.csv", _curves(done, experiment))
     _collect_records(experiment, done, target / RECORDS_FILE)
+    declared = experiment.declare_hypotheses()
+    if declared:
+        write_json(target / DECLARATIONS_FILE, {digest: one._asdict() for digest, one in declared.items()})
     write_json(target / "provenance.json", {run.label: _provenance(run, experiment) for run in done})
     return target
 

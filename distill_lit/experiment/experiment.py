@@ -28,6 +28,7 @@ from distill_lit.utils.plugins import load_plugins
 if TYPE_CHECKING:
     import pandas as pd
 
+    from distill_lit.analysis.declarations import Declaration
     from distill_lit.analysis.results import Results
     from distill_lit.experiment.display import Display
     from distill_lit.experiment.estimate import Estimate
@@ -199,10 +200,21 @@ class Experiment:
         runs = self.runs_with_dependencies(roles)
         require_disk_space(estimates, runs, self.runs_folder)
         folder = self.runs_folder.resolve()
+        self.declare_hypotheses()
         if self.notes or self.notes_path.is_file():  # for a report that another process draws
             write_json(self.notes_path, self.notes)
         outcome = launch_runs(self.resolved_config, runs, folder, display or SilentDisplay(), mode or ALONE)
         return outcome.failed | outcome.left
+
+    def declare_hypotheses(self) -> "dict[str, Declaration]":
+        """Notes those that are new beside the runs, with how many of these are done; all that were ever declared."""
+        from distill_lit.analysis.declarations import declare
+        from distill_lit.experiment.completion import is_run_complete
+
+        if not self.config.hypotheses:
+            return {}
+        done = sum(is_run_complete(run, self.folder_of(run)) for run in self.models)
+        return declare(self.runs_folder, self.config.hypotheses, self.config.analysis, done, len(self.models))
 
     def runs_with_dependencies(self, roles: Collection[Role]) -> list[Run]:
         """The runs of these roles, and that are chosen, and what they depend on; all runs where no role is named."""
@@ -290,7 +302,9 @@ class Experiment:
         from distill_lit.report import build_report_bundle, model_card_sections, render_report
 
         config = self.resolved_config
-        bundle = build_report_bundle(self.results_folder, config.analysis, config.name, config.question, config.report)
+        bundle = build_report_bundle(
+            self.results_folder, config.analysis, config.name, config.question, config.report, config.hypotheses
+        )
         render_report(self.results_folder, bundle, all_formats)
         write_summaries(self, bundle.headline, model_card_sections(bundle))
         return bundle

@@ -1,5 +1,6 @@
 """An experiment read and analyzed once, from which every table, figure and page is drawn."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -7,8 +8,10 @@ from pathlib import Path
 import pandas as pd
 
 from distill_lit.analysis.answer import Answer, answer
+from distill_lit.analysis.declarations import describe_declaration, hypothesis_digest, read_declarations
 from distill_lit.analysis.endpoints import ACCURACY, endpoint_frame
 from distill_lit.analysis.generation import WrittenAnswers, generation_frame, written_answers
+from distill_lit.analysis.hypotheses import run_hypothesis_tests
 from distill_lit.analysis.long_tail import LongTail, analyze_long_tail
 from distill_lit.analysis.pareto import cost_axes, pareto_frontier
 from distill_lit.analysis.probe_long_tail import ProbeLongTail, probe_long_tail
@@ -17,10 +20,12 @@ from distill_lit.analysis.scaling_law import ScalingLaw, fit_scaling_law, scalin
 from distill_lit.analysis.score_table import score_frame
 from distill_lit.analysis.scores import Scores, compute_scores
 from distill_lit.config.evaluation import AnalysisConfig
+from distill_lit.config.hypotheses import HypothesisConfig
 from distill_lit.config.report import ReportConfig
 from distill_lit.report.loss_statement import loss_statement
 from distill_lit.report.primary_endpoint import primary_headline
 from distill_lit.report.summary import headline, verdict
+from distill_lit.report.tables.hypotheses import DeclaredTest, hypothesis_sentence
 from distill_lit.report.tables.probes import HeldOutText, held_out_text
 from distill_lit.report.tables.scores import with_training_flops
 from distill_lit.report.verdict import StudentVerdict, student_verdicts
@@ -39,6 +44,7 @@ class ReportBundle:
     students: list[StudentVerdict]
     headline: str  # the answer in a sentence
     verdict: list[str]  # what else is asked at once, a sentence each
+    hypotheses: list[DeclaredTest]
 
     @property
     def title(self) -> str:
@@ -93,7 +99,12 @@ class ReportBundle:
 
 
 def build_report_bundle(
-    folder: Path, analysis: AnalysisConfig, name: str, question: str = "", display: ReportConfig | None = None
+    folder: Path,
+    analysis: AnalysisConfig,
+    name: str,
+    question: str = "",
+    display: ReportConfig | None = None,
+    hypotheses: Mapping[str, HypothesisConfig] | None = None,
 ) -> ReportBundle:
     """Reads the records in `folder` and computes all that is drawn. Raises UserError as `load_results` does."""
     scores = compute_scores(load_results(folder, display), analysis)
@@ -103,5 +114,21 @@ def build_report_bundle(
     sentences = [headline(scores, students, found.axes), *verdict(scores, frame, students, found.axes)]
     if analysis.primary_endpoint != ACCURACY:
         sentences.insert(0, primary_headline(scores, endpoint_frame(scores, frame), students))
+    tests = declared_tests(folder, scores, hypotheses or {})
+    stated = [hypothesis_sentence(tests)] if tests else []
     tail = analyze_long_tail(scores)
-    return ReportBundle(name, question, scores, frame, tail, found, students, sentences[0], sentences[1:])
+    return ReportBundle(
+        name, question, scores, frame, tail, found, students, sentences[0], [*stated, *sentences[1:]], tests
+    )
+
+
+def declared_tests(
+    folder: Path, scores: Scores, hypotheses: Mapping[str, HypothesisConfig], experiment: str = ""
+) -> list[DeclaredTest]:
+    """Tests of the hypotheses on the results in `folder`, with when they were declared. experiment: its name, where tests
+    of several stand together."""
+    known = read_declarations(folder)
+    return [
+        DeclaredTest(test, describe_declaration(known.get(hypothesis_digest(test.hypothesis, scores.analysis))), experiment)
+        for test in run_hypothesis_tests(scores, hypotheses)
+    ]

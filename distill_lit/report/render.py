@@ -35,6 +35,7 @@ from distill_lit.report.summary import finding
 from distill_lit.report.tables.endpoints import endpoint_sentence, endpoint_table
 from distill_lit.report.tables.footnotes import sample_limit_notes
 from distill_lit.report.tables.generation import generation_table, variance_table
+from distill_lit.report.tables.hypotheses import hypothesis_table
 from distill_lit.report.tables.inference_cost import cost_table
 from distill_lit.report.tables.long_tail import baseline_uses_other_data
 from distill_lit.report.tables.scaling import scaling_table
@@ -100,6 +101,7 @@ def _table_page(folder: Path, result: ReportBundle, main: Table, others: list[Ta
         f"**{escape_markdown_cell(result.headline)}**\n",
         *(f"> {escape_markdown_cell(text)}\n" for text in main.header_notes),
         to_markdown(replace(main, header_notes=[]), with_provenance=False),
+        *(to_markdown(table) for table in [_hypotheses(result)] if table.rows),
         *markdown_paragraphs([*result.verdict, *_some(endpoint_sentence(result.scores, result.endpoint_frame))]),
         *figures,
         *(to_markdown(replace(table, header_notes=[])) for table in others),
@@ -108,6 +110,10 @@ def _table_page(folder: Path, result: ReportBundle, main: Table, others: list[Ta
         *markdown_paragraphs(main.provenance),
     ]
     return "\n".join(page)
+
+
+def _hypotheses(result: ReportBundle) -> Table:
+    return hypothesis_table(result.hypotheses, result.scores.analysis.confidence_level)
 
 
 def _some(sentence: str) -> list[str]:
@@ -190,6 +196,7 @@ def write_summary_json(folder: Path, result: ReportBundle) -> Path:
         "headline": result.headline,
         "verdict": result.verdict,
         **verdict_numbers(result.students),
+        "hypotheses": {one.test.name: one.test.outcome for one in result.hypotheses},
         "tasks": result.scores.tasks,
         "models": sum(len(group.models) for group in result.scores.groups),
         "sample_limit_notes": sample_limit_notes(result.scores),

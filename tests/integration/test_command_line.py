@@ -1,5 +1,6 @@
 """The whole way through the command line on a tiny teacher, the shipped files, and the direction of the imports."""
 
+import csv
 import json
 import re
 import shutil
@@ -93,6 +94,7 @@ objective: {{terms: {{ce: {{weight: 0.5}}, kl: {{kind: forward_kl, temperature: 
 training: {{max_tokens: 2048, micro_batch_size: 4, gradient_accumulation_steps: 2, precision: float32, accelerator: cpu}}
 evaluation: {{tasks: [sciq], limit: 12, probes: {{sentences: {{path: "file:{tiny_corpus}"}}}}}}
 grid: {{student: [one, fresh]}}
+hypotheses: {{helps: {{claim: The teacher helps}}}}
 """)
     result = run("run", str(file), "--root", str(root))
     assert result.returncode == 0, result.stdout + result.stderr
@@ -134,6 +136,19 @@ def test_probes_and_words_read_are_in_the_results(finished: tuple[Path, Path]) -
     runs = pd.read_csv(folder / "runs.csv")
     assert runs.loc[runs["role"] == "distilled", "val_draft_acceptance"].between(0, 1).all()
     assert (folder / "probes.csv").stat().st_size > 0
+
+
+def test_hypotheses_are_declared_before_the_run_or_are_said_not_to_be(finished: tuple[Path, Path], tmp_path: Path) -> None:
+    shutil.copytree(finished[0], tmp_path, dirs_exist_ok=True)
+    text = run("hypotheses", str(tmp_path / "results/tiny"), "--format", "csv").stdout
+    header, row = csv.reader(text.splitlines())
+    told = dict(zip(header, row, strict=True))
+    assert (told["hypothesis"], told["claim"], told["declared"]) == ("helps", "The teacher helps", "before the run")
+    assert told["results"].startswith("undecided")
+    changed = run("report", str(tmp_path / "tiny.yaml"), "--root", str(tmp_path), "hypotheses.helps.expect=not_worse")
+    assert changed.returncode == 0, changed.stderr
+    assert "None declared before the run." in (tmp_path / "results/tiny/table.md").read_text()
+    assert "after 7 of 7 runs" in run("hypotheses", str(tmp_path / "results/tiny")).stdout
 
 
 def test_second_run_does_nothing_and_says_the_same(finished: tuple[Path, Path]) -> None:

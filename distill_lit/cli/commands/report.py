@@ -52,7 +52,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
         raise UserError(f"{folder} cannot be written to; copy it to a folder that can be, and draw its report there")
     from distill_lit.report import build_report_bundle, render_report
 
-    bundle = build_report_bundle(folder, config.analysis, config.name, config.question, config.report)
+    bundle = build_report_bundle(folder, config.analysis, config.name, config.question, config.report, config.hypotheses)
     print_report(bundle, folder, console, render_report(folder, bundle, options.all))
     return DONE
 

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from distill_lit.cli.arguments import CommandParsers, add_command
+from distill_lit.cli.arguments import CommandParsers, add_command, find_results
 from distill_lit.cli.exit_codes import DONE
 from distill_lit.report.paper.quantities import FIGURE_FORMATS, FORMATS, UNCERTAINTIES, describe_quantities
 from distill_lit.utils.exceptions import UserError, suggest
 
 if TYPE_CHECKING:
-    from distill_lit.config import ExperimentConfig, ReportConfig
+    from distill_lit.config import ReportConfig
     from distill_lit.report.paper.request import TableRequest
 
 EXAMPLE = """distill-lit table results/divergences --rows kind --where role=distilled --columns tasks,above_chance,val_kl \\
@@ -105,7 +105,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
     formats = _formats(options)
     paths = [path for path in options.folders if "=" not in str(path) or path.exists()]
     overrides = [*(str(path) for path in options.folders if path not in paths), *options.overrides]
-    configs = {folder: config for path in paths for folder, config in [_source(path, overrides)]}
+    configs = {folder: config for path in paths for folder, config in [find_results(path, overrides)]}
     if len(configs) < len(paths) or not paths:
         raise UserError("name one results folder or several different ones")
     request, display = _request(options), _display(options)
@@ -140,20 +140,6 @@ def _formats(options: argparse.Namespace) -> list[str]:
         if kind in FIGURE_FORMATS and not (options.pivot or options.columns):
             raise UserError(f"--out {path}: a heat map needs --pivot ROWS,COLUMNS")
     return found
-
-
-def _source(path: Path, overrides: list[str]) -> "tuple[Path, ExperimentConfig]":
-    """The results folder and the config of an argument. Raises UserError for what is neither folder nor experiment."""
-    from distill_lit.config import load_experiment
-
-    if path.is_dir():
-        if not (path / "plan.yaml").is_file():
-            raise UserError(f"{path}: no plan.yaml and records.parquet in it, so it is no results folder")
-        return path, load_experiment(path / "plan.yaml", overrides)
-    if not path.is_file():
-        raise UserError(f"{path}: neither a results folder nor an experiment file")
-    config = load_experiment(path, overrides)
-    return Path("results") / config.name, config
 
 
 def _request(options: argparse.Namespace) -> "TableRequest":

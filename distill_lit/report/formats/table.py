@@ -38,6 +38,11 @@ class Table:
         return [f"{group}: {name}" if group else name for group, name in zip(groups, self.columns, strict=True)]
 
 
+def table_frame(table: Table) -> pd.DataFrame:
+    """The texts of a table, a column each."""
+    return pd.DataFrame([[cell.text for cell in row] for row in table.rows], columns=table.column_names)
+
+
 def to_csv(frame: pd.DataFrame) -> str:
     """The frame with six digits a number; texts that a spreadsheet would run as a formula get a leading quote."""
     safe = frame.copy()

@@ -22,7 +22,7 @@ BESIDE = ("ce_only", "untrained")  # roles that a table of grid keys is compared
 MAX_KEYS_NAMED = 6  # in which experiments differ
 # sections that decide no student, or that the rows of a table name
 NEUTRAL_SECTIONS = ("name", "question", "grid", "variants", "variant", "student", "seed", "baselines", "external_models",
-                    "evaluation", "cost", "analysis", "report", "launcher", "loggers", "plugins")  # fmt: skip
+                    "evaluation", "cost", "analysis", "report", "hypotheses", "launcher", "loggers", "plugins")  # fmt: skip
 NEUTRAL_KEYS = ("training.keep_checkpoints", "training.checkpoint_interval", "training.checkpoint_budget",
                 "training.log_every_n_steps", "training.val_check_interval", "training.strategy",
                 "training.teacher_shards", "training.checkpoint")  # fmt: skip

@@ -16,6 +16,7 @@ from distill_lit.report.tables.answer import leave_one_out_table, pair_table, ta
 from distill_lit.report.tables.efficiency_claim import claim_table
 from distill_lit.report.tables.endpoints import endpoint_sentence, endpoint_table
 from distill_lit.report.tables.footnotes import evaluation_footnotes, sample_limit_notes
+from distill_lit.report.tables.hypotheses import hypothesis_table
 from distill_lit.report.tables.inference_cost import cost_table
 from distill_lit.report.tables.long_tail import calibration_table, contrast_table, flip_table, slice_table, tail_table
 from distill_lit.report.tables.scaling import scaling_table
@@ -32,9 +33,9 @@ def write_report_page(folder: Path, result: ReportBundle) -> Path:
     """Writes report.html into `folder`; returns its path."""
     placed = frontiers(result)
     curves = curve_lines(result.scores, folder / "curves.csv")
-    sections = [_results(result), pivot_section(result), _frontier_section(result, placed), _tail_section(result),
-                _probe_section(result), generation_section(result), _curves_section(curves), _scaling_section(result),
-                _statements(result)]  # fmt: skip
+    sections = [_hypotheses(result), _results(result), pivot_section(result), _frontier_section(result, placed),
+                _tail_section(result), _probe_section(result), generation_section(result), _curves_section(curves),
+                _scaling_section(result), _statements(result)]  # fmt: skip
     parts = [_head(result), "<main id='main'>", *(section for section in sections if section), "</main>",
              _footer(folder, result)]  # fmt: skip
     data = page_data(result, placed) | {"curve_styles": curves["curve_styles"]}
@@ -81,6 +82,20 @@ def _head(result: ReportBundle) -> str:
 def _endpoints(result: ReportBundle) -> list[str]:
     sentence = endpoint_sentence(result.scores, result.endpoint_frame)
     return [sentence] if sentence else []
+
+
+def _hypotheses(result: ReportBundle) -> str:
+    """What was declared before the run; nothing without hypotheses."""
+    table = hypothesis_table(result.hypotheses, result.scores.analysis.confidence_level)
+    if not table.rows:
+        return ""
+    return _section(
+        "hypotheses", "Hypotheses", _table(replace(table, footnotes=[])), fold("How they were tested", _notes(table))
+    )
+
+
+def _notes(table: Table) -> str:
+    return html_paragraphs(table.footnotes)
 
 
 def _results(result: ReportBundle) -> str:

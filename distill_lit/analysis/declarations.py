@@ -1,0 +1,65 @@
+"""When each hypothesis of an experiment was declared: how many of its runs were done by then."""
+
+import datetime
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from distill_lit.config.evaluation import AnalysisConfig
+from distill_lit.config.hypotheses import HypothesisConfig, endpoint_of, margin_of
+from distill_lit.config.loading import to_dict
+from distill_lit.utils.files import read_json, write_json
+
+DECLARATIONS_FILE = "hypotheses.json"  # beside the runs and in the results, {digest of a hypothesis: its declaration}
+
+
+BEFORE, AFTER = "before the run", "after the run"
+
+
+class Declaration(NamedTuple):
+    """on: date, UTC; runs_done of all `runs`: when it was first seen, by `run` before it began or by a later report."""
+
+    name: str
+    on: str
+    runs_done: int
+    runs: int
+
+
+def hypothesis_digest(hypothesis: HypothesisConfig, analysis: AnalysisConfig) -> str:
+    """Of all that it claims and by which rule; where the claim is from is no part of it."""
+    rule = {"endpoint": endpoint_of(hypothesis, analysis), "margin": margin_of(hypothesis, analysis)}
+    text = json.dumps({**to_dict(hypothesis), **rule, "paper": ""}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def read_declarations(folder: Path) -> dict[str, Declaration]:
+    """{digest: declaration} of a folder; empty where none was ever declared."""
+    path = folder / DECLARATIONS_FILE
+    return {digest: Declaration(**facts) for digest, facts in read_json(path).items()} if path.is_file() else {}
+
+
+def declare(
+    folder: Path, hypotheses: Mapping[str, HypothesisConfig], analysis: AnalysisConfig, runs_done: int, runs: int
+) -> dict[str, Declaration]:
+    """Notes the hypotheses that the folder does not know yet as declared now; returns all that it knows. One that was
+    changed is another one."""
+    known = read_declarations(folder)
+    today = datetime.datetime.now(datetime.UTC).date().isoformat()
+    found = {
+        hypothesis_digest(one, analysis): Declaration(name, today, runs_done, runs) for name, one in hypotheses.items()
+    }
+    if found.keys() - known.keys():
+        known = found | known
+        write_json(folder / DECLARATIONS_FILE, {digest: one._asdict() for digest, one in known.items()})
+    return known
+
+
+def describe_declaration(declaration: Declaration | None) -> str:
+    """`before the run`, or after how many runs. None: not known to the results at all."""
+    if declaration is None:
+        return AFTER
+    if not declaration.runs_done:
+        return BEFORE
+    return f"after {declaration.runs_done} of {declaration.runs} runs"

@@ -1,0 +1,199 @@
+"""Whether the results agree with what was declared before the run.
+
+Each hypothesis is an average over pairs of models, paired by document and seed, and claims a region in which its difference
+lies: above `margin`, below it, within ± `margin`. Results agree where the region's complement is rejected, contradict where
+the region is, each by one-sided tests, with Holm's correction over all hypotheses of the experiment. Claims as regions:
+Lakens 2017 (equivalence), Piaggio et al. 2012 (non-inferiority).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from distill_lit.analysis.compared_models import NotTestable, compared_pairs, mean_contrast
+from distill_lit.analysis.crossed_variance import NONE, NOT_KNOWN, Component, CrossedEstimate
+from distill_lit.analysis.endpoints import (
+    ACCURACY,
+    ACCURACY_ENDPOINT,
+    PROBE_ENDPOINTS,
+    PROBE_PREFIX,
+    QUESTION_ENDPOINTS,
+    Endpoint,
+    probe_scores,
+    question_scores,
+)
+from distill_lit.analysis.results import has_different_validation_data, has_several_teachers
+from distill_lit.analysis.scores import Contrast, Scores
+from distill_lit.analysis.significance import Interval, holm
+from distill_lit.config.hypotheses import HypothesisConfig, endpoint_of, margin_of
+
+AGREES, CONTRADICTS, UNDECIDED, NOT_TESTED = "agrees", "contradicts", "undecided", "not tested"
+MIN_SEEDS = 3  # of a claim: two say too little of how much others would differ
+VALIDATION_KL = Endpoint("val_kl", "val_kl", "KL to the teacher on the corpus", "nats per token", False)
+VALIDATION_CE = Endpoint("val_ce", "val_ce", "loss on the corpus", "nats per token", False)
+ENDPOINTS = {
+    **{one.name: one for one in (ACCURACY_ENDPOINT, *QUESTION_ENDPOINTS, VALIDATION_KL, VALIDATION_CE)},
+    **{f"{PROBE_PREFIX}{one.name}": one for one in PROBE_ENDPOINTS},
+}
+
+
+@dataclass(frozen=True)
+class HypothesisTest:
+    """One hypothesis and what the results say.
+
+    pairs: labels of the models compared, (one, other). difference: mean over the pairs of one less the other, or of their
+    gains, in the unit of the endpoint (a share, for points); where less is better, negative ones are better. p: twice that
+    of the one-sided test that decides, since either may; p_adjusted: after Holm over the hypotheses. detectable: the
+    smallest distance from the border of the region that is found with 80% power. factor: how many times the documents and
+    seeds would find the distance that was seen. reason: in words, of NOT_TESTED, and of UNDECIDED in spite of p_adjusted.
+    """
+
+    name: str
+    hypothesis: HypothesisConfig
+    endpoint: Endpoint
+    is_probe: bool
+    margin: float
+    pairs: tuple[tuple[str, str], ...]
+    num_seeds: int
+    difference: Interval
+    p: float
+    p_adjusted: float
+    detectable: float
+    factor: float
+    outcome: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class _Estimated:
+    """A hypothesis before the correction. p_for: that its difference lies outside of the region; p_against: inside."""
+
+    pairs: tuple[tuple[str, str], ...] = ()
+    estimate: CrossedEstimate = NONE
+    p_for: float = float("nan")
+    p_against: float = float("nan")
+    reason: str = ""
+
+    @property
+    def p(self) -> float:
+        """That the border lies where the difference is, two-sided."""
+        return float(min(1.0, 2 * min(self.p_for, self.p_against)))
+
+
+def run_hypothesis_tests(scores: Scores, hypotheses: Mapping[str, HypothesisConfig]) -> list[HypothesisTest]:
+    """A test of each, in the order of the config. scores: by the metrics of the tasks."""
+    found = {name: _estimated(scores, hypothesis) for name, hypothesis in hypotheses.items()}
+    known = {name: one.p for name, one in found.items() if not one.reason}
+    adjusted = dict(zip(known, map(float, holm(list(known.values()))), strict=True))
+    level = scores.analysis.alpha / max(len(known), 1)
+    tests = []
+    for name, hypothesis in hypotheses.items():
+        one, endpoint = found[name], endpoint_of(hypothesis, scores.analysis)
+        margin, interval = margin_of(hypothesis, scores.analysis), one.estimate.interval(scores.analysis.confidence_level)
+        detectable, p = one.estimate.detectable(level), adjusted.get(name, float("nan"))
+        distance = _distance(one.estimate.value, hypothesis.expect, margin, ENDPOINTS[endpoint].higher_is_better)
+        factor = (detectable / distance) ** 2 if distance > 0 else float("inf")
+        outcome = _outcome(one, p <= scores.analysis.alpha, distance >= detectable)
+        facts = (name, hypothesis, ENDPOINTS[endpoint], endpoint.startswith(PROBE_PREFIX), margin)
+        seeds = one.estimate.num_seeds
+        tests.append(HypothesisTest(*facts, one.pairs, seeds, interval, one.p, p, detectable, factor, *outcome))
+    return tests
+
+
+def _estimated(scores: Scores, hypothesis: HypothesisConfig) -> _Estimated:
+    endpoint = endpoint_of(hypothesis, scores.analysis)
+    labels: tuple[tuple[str, str], ...] = ()
+    try:
+        pairs = compared_pairs(scores.groups, hypothesis)
+        labels = tuple((scores.groups[one].label, scores.groups[other].label) for one, other in pairs)
+        contrast = mean_contrast(scores.groups, pairs, hypothesis.measure)
+        estimate = _contrast_by(scores, contrast, endpoint, hypothesis.tasks)
+    except NotTestable as error:
+        return _Estimated(labels, reason=str(error))
+    margin = margin_of(hypothesis, scores.analysis)
+    return _Estimated(
+        labels, estimate, *_region_p(estimate, hypothesis.expect, margin, ENDPOINTS[endpoint].higher_is_better)
+    )
+
+
+def _contrast_by(scores: Scores, contrast: Contrast, endpoint: str, tasks: list[str]) -> CrossedEstimate:
+    """The contrast by an endpoint. tasks: to average over, all where none is named. Raises NotTestable without results."""
+    if endpoint in (VALIDATION_KL.name, VALIDATION_CE.name):
+        return _validation_estimate(scores, contrast, endpoint)
+    found: Scores | None = scores
+    if endpoint.startswith(PROBE_PREFIX):
+        found = probe_scores(scores, ENDPOINTS[endpoint])
+    elif endpoint != ACCURACY:
+        found = question_scores(scores, ENDPOINTS[endpoint])
+    if found is None or not found.tasks:
+        raise NotTestable("nothing was measured by this endpoint")
+    for task in tasks:
+        if task not in found.tasks:
+            raise NotTestable(f"{task} has no results by this endpoint")
+    own = {found.group_index(scores.groups[g].label): weight for g, weight in contrast.items()}
+    estimate = found.contrast_estimate(own, [found.tasks.index(task) for task in tasks] or None)
+    if not np.isfinite(estimate.value):
+        raise NotTestable("some of its models have no results by this endpoint")
+    return estimate
+
+
+def _validation_estimate(scores: Scores, contrast: Contrast, column: str) -> CrossedEstimate:
+    """By a column of runs.csv, a value a model. Seeds alone vary: all models are validated on the same text."""
+    runs = scores.results.runs
+    if has_different_validation_data(runs):
+        raise NotTestable("students are validated on different text")
+    if column == VALIDATION_KL.name and has_several_teachers(runs):
+        raise NotTestable("KLs to different teachers do not compare")
+    of_model = runs.set_index("model").get(column, {})
+    values = np.array([[float(of_model.get(model, np.nan)) for model in scores.responses.models]])
+    blocks = scores.blocks(values, contrast)
+    if any(np.isnan(block).any() for block in blocks):
+        raise NotTestable("some of its models were not validated")
+    seeds = min(block.shape[1] for block in blocks)
+    value = float(sum(block.mean() for block in blocks))
+    if seeds < 2:
+        return CrossedEstimate(value, NOT_KNOWN, NOT_KNOWN, NOT_KNOWN, seeds)
+    none = Component(0.0, float("inf"))
+    spread = Component(sum(float(block.var(ddof=1)) / block.shape[1] for block in blocks), seeds - 1)
+    return CrossedEstimate(value, none, spread, none, seeds)
+
+
+def _region_p(estimate: CrossedEstimate, expect: str, margin: float, higher_is_better: bool) -> tuple[float, float]:
+    """(p that the difference is not in the region of `expect`, p that it is), one-sided."""
+
+    def above(bound: float) -> float:  # small where the difference is better than `bound`
+        return estimate.p_greater(bound) if higher_is_better else estimate.p_less(-bound)
+
+    def below(bound: float) -> float:
+        return estimate.p_less(bound) if higher_is_better else estimate.p_greater(-bound)
+
+    if expect == "equal":
+        return max(above(-margin), below(margin)), min(1.0, 2 * min(above(margin), below(-margin)))
+    bound = _border(expect, margin)
+    return (above(bound), below(bound)) if expect in ("better", "not_worse") else (below(bound), above(bound))
+
+
+def _border(expect: str, margin: float) -> float:
+    """Where a region with one border ends, in the direction of better."""
+    return -margin if expect in ("worse", "not_worse") else margin
+
+
+def _distance(value: float, expect: str, margin: float, higher_is_better: bool) -> float:
+    """From the nearest border of the region."""
+    better = value if higher_is_better else -value
+    return abs(margin - abs(better)) if expect == "equal" else abs(better - _border(expect, margin))
+
+
+def _outcome(one: _Estimated, is_significant: bool, is_detectable: bool) -> tuple[str, str]:
+    """(outcome, why it is that in spite of its p)."""
+    if one.reason:
+        return NOT_TESTED, one.reason
+    seeds = one.estimate.num_seeds
+    if not is_significant:
+        return UNDECIDED, ""
+    if seeds < MIN_SEEDS:
+        return UNDECIDED, f"significant, but a claim needs {MIN_SEEDS} seeds"
+    if not is_detectable:
+        return UNDECIDED, "significant, but less than what would be found again with 80% power"
+    return (AGREES if one.p_for < one.p_against else CONTRADICTS), ""

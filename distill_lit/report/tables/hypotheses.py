@@ -1,0 +1,110 @@
+"""What was declared before the run, and what the results say of it."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from distill_lit.analysis.declarations import BEFORE
+from distill_lit.analysis.hypotheses import AGREES, CONTRADICTS, NOT_TESTED, UNDECIDED, HypothesisTest
+from distill_lit.report.formats.table import Table, TableCell
+from distill_lit.report.number_format import MISSING_VALUE, format_number, format_p_value, join_words
+from distill_lit.report.tables.endpoints import UNITS_IN_HUNDREDTHS
+
+OUTCOMES = (AGREES, CONTRADICTS, UNDECIDED, NOT_TESTED)
+MAX_PAIRS = 4  # of models that are named, one by one
+MAX_FACTOR = 100  # times the documents and seeds, beyond which nobody would decide a hypothesis
+EXPECTED = {
+    "better": "is better",
+    "worse": "is worse",
+    "equal": "is equal",
+    "not_better": "is not better",
+    "not_worse": "is not worse",
+}
+
+
+class DeclaredTest(NamedTuple):
+    """A test and when its hypothesis was declared, in words. experiment: its name, where a table is of several."""
+
+    test: HypothesisTest
+    declared: str
+    experiment: str = ""
+
+
+def hypothesis_table(tests: Sequence[DeclaredTest], confidence_level: float) -> Table:
+    """A row per hypothesis: claim and paper, what was found, the verdict, when it was declared."""
+    several = any(one.experiment for one in tests)
+    rows = []
+    for test, declared, experiment in tests:
+        claim = f"{test.hypothesis.claim} ({test.hypothesis.paper})" if test.hypothesis.paper else test.hypothesis.claim
+        verdict = TableCell(describe_outcome(test), bold=test.outcome in (AGREES, CONTRADICTS))
+        texts = [_difference(test), format_p_value(test.p_adjusted), declared]
+        names = [*([experiment] if several else []), test.name, claim]
+        rows.append([*map(TableCell, names), verdict, *map(TableCell, texts)])
+    columns = ["hypothesis", "claim", "results", f"difference [{confidence_level:.0%}]", "p", "declared"]
+    return Table(
+        "What was expected, and what the results say",
+        [*(["experiment"] if several else []), *columns],
+        rows,
+        num_text_columns=len(columns) + several,
+        footnotes=[*(f"{one.experiment} {_compared(one.test)}".lstrip() for one in tests), _rule(confidence_level)]
+        if rows
+        else [],
+    )
+
+
+def hypothesis_sentence(tests: Sequence[DeclaredTest]) -> str:
+    """How many results agree with, contradict or leave undecided; empty without hypotheses."""
+    counts = Counter(one.test.outcome for one in tests)
+    names = {outcome: join_words([one.test.name for one in tests if one.test.outcome == outcome]) for outcome in counts}
+    parts = [f"{counts[outcome]} {outcome} ({names[outcome]})" for outcome in OUTCOMES if counts[outcome]]
+    late = [one.test.name for one in tests if one.declared != BEFORE]
+    when = "All" if not late else "None" if len(late) == len(tests) else f"All but {join_words(late)}"
+    return f"Hypotheses: {', '.join(parts)}. {when} declared before the run." if parts else ""
+
+
+def describe_outcome(test: HypothesisTest) -> str:
+    """Whether the results agree, and what would decide where they do not say."""
+    if test.reason:
+        return f"{test.outcome}: {test.reason}"
+    if test.outcome == UNDECIDED and np.isfinite(test.factor):
+        if test.factor > MAX_FACTOR:
+            return f"{test.outcome}: over {MAX_FACTOR} times the documents and seeds would not decide it"
+        return f"{test.outcome}: about {test.factor:.0f} times the documents and seeds would decide it"
+    return test.outcome
+
+
+def _difference(test: HypothesisTest) -> str:
+    if not np.isfinite(test.difference.value):
+        return MISSING_VALUE
+    value, low, high = (_in_unit(test, number) for number in test.difference)
+    return f"{value} [{low}, {high}] {UNITS_IN_HUNDREDTHS.get(test.endpoint.unit, test.endpoint.unit)}"
+
+
+def _in_unit(test: HypothesisTest, number: float, signed: bool = True) -> str:
+    scale, digits = (100.0, 1) if test.endpoint.unit in UNITS_IN_HUNDREDTHS else (1.0, 3)
+    return format_number(scale * number, digits, signed=signed)
+
+
+def _compared(test: HypothesisTest) -> str:
+    """Which models, by what, and what was expected."""
+    pairs = [f"{one} less {other}" for one, other in test.pairs]
+    what = "gains over the labels of " if test.hypothesis.measure == "gain" else ""
+    shown = join_words(pairs) if len(pairs) <= MAX_PAIRS else f"from {pairs[0]} to {pairs[-1]}"
+    models = f"{what}{shown}" if pairs else "no models"
+    where = f" on {join_words(test.hypothesis.tasks)}" if test.hypothesis.tasks else ""
+    probes = "probes, " if test.is_probe else ""
+    less = "" if test.endpoint.higher_is_better else " (less is better)"
+    margin = f", margin {_in_unit(test, test.margin, signed=False)}" if test.margin else ""
+    mean = f"mean of {len(pairs)}: " if len(pairs) > 1 else ""
+    expected = EXPECTED[test.hypothesis.expect]
+    return f"{test.name}: {mean}{models}, by {probes}{test.endpoint.title}{where}{less}; expected: {expected}{margin}."
+
+
+def _rule(confidence_level: float) -> str:
+    return (
+        "Results agree where one-sided tests reject that the difference lies outside of what is expected, and contradict "
+        f"where they reject that it lies inside (p doubled, Holm over the hypotheses, {1 - confidence_level:.3g}); a claim "
+        "needs three seeds and a difference that the same documents and seeds would find again with 80% power."
+    )

@@ -1,0 +1,171 @@
+"""Declared hypotheses: which models are compared, regions and their tests, what a claim needs, and when it was declared."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from helpers.grid_results import above_chance, build_grid
+from helpers.synthetic_results import build
+from scipy import stats
+
+from distill_lit.analysis.declarations import declare, describe_declaration, hypothesis_digest, read_declarations
+from distill_lit.analysis.hypotheses import (
+    AGREES,
+    CONTRADICTS,
+    NOT_TESTED,
+    UNDECIDED,
+    HypothesisTest,
+    run_hypothesis_tests,
+)
+from distill_lit.analysis.results import load_results
+from distill_lit.analysis.scores import Scores, compute_scores, macro_difference
+from distill_lit.analysis.significance import holm
+from distill_lit.config.evaluation import AnalysisConfig
+from distill_lit.config.hypotheses import HypothesisConfig
+
+FAST = AnalysisConfig(n_resamples=200)
+HOTTER = HypothesisConfig(claim="hotter is better", models={"temperature": 2}, against={"temperature": 1})
+
+
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory: pytest.TempPathFactory) -> Scores:
+    right = {("deep", "1", "0.5"): [10, 12, 11], ("deep", "2", "0.5"): [30, 31, 32], ("deep", "2", "0.9"): [26, 25, 24],
+             ("deep", "1", "0.9"): [12, 10, 14], ("wide", "1", "0.5"): [20]}  # fmt: skip
+    folder = build_grid(tmp_path_factory.mktemp("grid"), right)
+    return compute_scores(load_results(folder), FAST)
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Scores:
+    folder = build(tmp_path_factory.mktemp("two"), seeds=(0, 1, 2), students={"deep": 0.4, "shallow": 1.2})
+    return compute_scores(load_results(folder), FAST)
+
+
+def only(scores: Scores, **fields: object) -> HypothesisTest:
+    (test,) = run_hypothesis_tests(scores, {"h": HypothesisConfig(**{"claim": "c", **fields})})
+    return test
+
+
+def test_pairs_differ_by_what_is_said_alone(grid: Scores) -> None:
+    test = only(grid, models={"temperature": 2}, against={"temperature": 1})
+    assert test.pairs == (
+        ("deep distilled (temperature=2, weight=0.5)", "deep distilled (temperature=1, weight=0.5)"),
+        ("deep distilled (temperature=2, weight=0.9)", "deep distilled (temperature=1, weight=0.9)"),
+    )
+    by_hand = (above_chance(31) - above_chance(11) + above_chance(25) - above_chance(12)) / 2
+    assert test.difference.value * 100 == pytest.approx(by_hand)
+    assert (test.num_seeds, test.outcome) == (3, AGREES)
+
+
+def test_one_pair_is_the_difference_of_all_other_tables(grid: Scores) -> None:
+    test = only(grid, models={"temperature": 2, "weight": [0.9]}, against={"temperature": 1})
+    first, second = (grid.group_index(label) for label in test.pairs[0])
+    interval, p = macro_difference(grid, first, second)
+    assert test.difference == pytest.approx(interval)
+    assert test.p == test.p_adjusted == pytest.approx(p)
+
+
+def test_expecting_the_opposite_is_contradicted(grid: Scores) -> None:
+    test = only(grid, models={"temperature": 2}, against={"temperature": 1}, expect="worse")
+    assert test.outcome == CONTRADICTS
+
+
+def test_a_gain_is_what_the_teacher_adds(two: Scores) -> None:
+    test = only(two, models={"student": "deep"}, against={"student": "shallow"}, measure="gain")
+    macro = {group.label: two.macro(g) for g, group in enumerate(two.groups)}
+    gains = [macro[f"{name} distilled"] - macro[f"{name} without teacher"] for name in ("deep", "shallow")]
+    assert test.difference.value == pytest.approx(gains[0] - gains[1])
+    seeds = [two.seed_averages(two.group_index(f"{name} {role}"))
+             for name in ("deep", "shallow") for role in ("distilled", "without teacher")]  # fmt: skip
+    by_seed = seeds[0] - seeds[1] - seeds[2] + seeds[3]
+    assert by_seed.mean() == pytest.approx(test.difference.value)
+
+
+def test_tasks_are_averaged_as_asked(two: Scores) -> None:
+    test = only(two, models={"student": "deep"}, tasks=["piqa", "sciq"])
+    deep, alone = two.group_index("deep distilled"), two.group_index("deep without teacher")
+    gaps = [
+        two.centered[two.tasks.index(task), deep] - two.centered[two.tasks.index(task), alone] for task in ("piqa", "sciq")
+    ]
+    assert test.difference.value == pytest.approx(np.mean(gaps))
+
+
+def with_losses(tmp_path: Path, differences: list[float]) -> Scores:
+    """Students whose validation loss is that much above the same student without teacher, by seed."""
+    folder = build(tmp_path, seeds=tuple(range(len(differences))), students={"deep": 0.5}, documents=20)
+    runs = pd.read_csv(folder / "runs.csv")
+    of = {f"deep-distilled-{seed}": 3.0 + value for seed, value in enumerate(differences)}
+    runs["val_ce"] = runs["model"].map(of).fillna(3.0)
+    runs.to_csv(folder / "runs.csv", index=False)
+    return compute_scores(load_results(folder), FAST)
+
+
+@pytest.mark.parametrize(
+    ("expect", "margin", "outside", "inside"),  # of the loss less that without teacher, below 0 is better
+    [
+        ("better", 0.0, [("less", 0.0)], [("greater", 0.0)]),
+        ("better", 0.05, [("less", -0.05)], [("greater", -0.05)]),
+        ("worse", 0.0, [("greater", 0.0)], [("less", 0.0)]),
+        ("not_better", 0.08, [("greater", -0.08)], [("less", -0.08)]),
+        ("not_worse", 0.02, [("less", 0.02)], [("greater", 0.02)]),
+        ("equal", 0.3, [("less", 0.3), ("greater", -0.3)], None),
+    ],
+)
+def test_regions_against_scipy(tmp_path: Path, expect: str, margin: float, outside: list, inside: list | None) -> None:
+    values = [-0.11, -0.07, -0.1, -0.06]
+    test = only(with_losses(tmp_path, values), endpoint="val_ce", expect=expect, margin=margin)
+    assert test.difference.value == pytest.approx(np.mean(values))
+
+    def p(alternative: str, bound: float) -> float:
+        return float(stats.ttest_1samp(values, bound, alternative=alternative).pvalue)
+
+    against = [p(*one) for one in inside] if inside else [2 * min(p("greater", margin), p("less", -margin))]
+    smallest = min(max(p(*one) for one in outside), *against)
+    assert test.p == pytest.approx(min(1.0, 2 * smallest))
+
+
+def test_holm_is_over_all_hypotheses(grid: Scores) -> None:
+    asked = {"a": HOTTER, "b": HypothesisConfig(claim="c", models={"weight": 0.9}, against={"weight": 0.5}),
+             "c": HypothesisConfig(claim="c", models={"student": "gone"})}  # fmt: skip
+    first, second, third = run_hypothesis_tests(grid, asked)
+    assert [first.p_adjusted, second.p_adjusted] == pytest.approx(holm([first.p, second.p]))
+    assert (third.outcome, third.reason) == (NOT_TESTED, "no model that it is about has results")
+
+
+def test_a_claim_needs_three_seeds(tmp_path: Path) -> None:
+    folder = build_grid(tmp_path, {("deep", "1", "0.5"): [5], ("deep", "2", "0.5"): [39]})
+    test = only(compute_scores(load_results(folder), FAST), models={"temperature": 2}, against={"temperature": 1})
+    assert test.p_adjusted < 0.001
+    assert (test.outcome, test.reason) == (UNDECIDED, "significant, but a claim needs 3 seeds")
+
+
+def test_a_significant_difference_that_would_not_be_found_again_decides_nothing(tmp_path: Path) -> None:
+    values = [-0.11, -0.03, -0.08, -0.06]
+    test = only(with_losses(tmp_path, values), endpoint="val_ce")
+    mean, error = np.mean(values), np.std(values, ddof=1) / 2
+    detectable = (stats.t.ppf(0.975, 3) + stats.t.ppf(0.8, 3)) * error
+    assert (test.p < 0.05, -mean < detectable) == (True, True)
+    assert test.detectable == pytest.approx(detectable)
+    assert test.factor == pytest.approx((detectable / mean) ** 2)
+    assert (test.outcome, test.reason[:11]) == (UNDECIDED, "significant")
+
+
+def test_why_nothing_is_tested(two: Scores) -> None:
+    assert only(two, endpoint="probe_kl").reason == "nothing was measured by this endpoint"
+    assert only(two, against={"student": "gone"}).reason == "nothing that its models are compared with has results"
+    assert only(two, models={"role": "ce_only"}, measure="gain", against="without_teacher").reason
+
+
+def test_what_is_changed_after_runs_are_done_says_so(tmp_path: Path) -> None:
+    declare(tmp_path, {"a": HOTTER}, FAST, 0, 6)
+    changed = HypothesisConfig(claim=HOTTER.claim, models=HOTTER.models, against=HOTTER.against, expect="not_worse")
+    declare(tmp_path, {"a": HOTTER}, FAST, 4, 6)
+    known = declare(tmp_path, {"a": changed}, FAST, 4, 6)
+    assert known == read_declarations(tmp_path)
+    assert describe_declaration(known[hypothesis_digest(HOTTER, FAST)]) == "before the run"
+    assert describe_declaration(known[hypothesis_digest(changed, FAST)]) == "after 4 of 6 runs"
+    other = AnalysisConfig(n_resamples=200, primary_endpoint="margin")  # another endpoint is another hypothesis
+    assert describe_declaration(known.get(hypothesis_digest(HOTTER, other))) == "after the run"
+    cited = HypothesisConfig(claim=HOTTER.claim, models=HOTTER.models, against=HOTTER.against, paper="arXiv:1503.02531")
+    assert hypothesis_digest(cited, FAST) == hypothesis_digest(HOTTER, FAST)
