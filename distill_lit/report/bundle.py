@@ -1,6 +1,6 @@
 """An experiment read and analyzed once, from which every table, figure and page is drawn."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,10 +22,12 @@ from distill_lit.analysis.scores import Scores, compute_scores
 from distill_lit.config.evaluation import AnalysisConfig
 from distill_lit.config.hypotheses import HypothesisConfig
 from distill_lit.config.report import ReportConfig
+from distill_lit.config.schema import ExperimentConfig
+from distill_lit.report.formats.table import Table
 from distill_lit.report.loss_statement import loss_statement
 from distill_lit.report.primary_endpoint import primary_headline
 from distill_lit.report.summary import headline, verdict
-from distill_lit.report.tables.hypotheses import DeclaredTest, hypothesis_sentence
+from distill_lit.report.tables.hypotheses import DeclaredTest, hypothesis_sentence, hypothesis_table
 from distill_lit.report.tables.probes import HeldOutText, held_out_text
 from distill_lit.report.tables.scores import with_training_flops
 from distill_lit.report.verdict import StudentVerdict, student_verdicts
@@ -120,6 +122,16 @@ def build_report_bundle(
     return ReportBundle(
         name, question, scores, frame, tail, found, students, sentences[0], [*stated, *sentences[1:]], tests
     )
+
+
+def hypotheses_of(sources: Sequence[tuple[Path, ExperimentConfig]]) -> Table:
+    """One table of what several experiments declare. sources: results folders, each with its config. Raises UserError as
+    `load_results` does."""
+    tests = []
+    for folder, config in sources:
+        scores = compute_scores(load_results(folder, config.report), config.analysis)
+        tests += declared_tests(folder, scores, config.hypotheses, config.name if len(sources) > 1 else "")
+    return hypothesis_table(tests, min(config.analysis.confidence_level for _, config in sources))
 
 
 def declared_tests(

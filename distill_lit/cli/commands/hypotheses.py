@@ -38,20 +38,13 @@ def run(options: argparse.Namespace, console: Console) -> int:
     for (_, config), path in zip(configs, options.folders, strict=True):
         if not config.hypotheses:
             raise UserError(f"{path}: it declares no hypotheses")
-    from distill_lit.analysis.results import load_results
-    from distill_lit.analysis.scores import compute_scores
-    from distill_lit.report.bundle import declared_tests
+    from distill_lit.report.bundle import hypotheses_of
     from distill_lit.report.formats.latex_table import to_latex
     from distill_lit.report.formats.markdown_table import to_markdown
     from distill_lit.report.formats.table import table_frame, to_csv
     from distill_lit.report.formats.terminal import to_rich_table
-    from distill_lit.report.tables.hypotheses import hypothesis_table
 
-    tests = []
-    for folder, config in configs:
-        scores = compute_scores(load_results(folder, config.report), config.analysis)
-        tests += declared_tests(folder, scores, config.hypotheses, config.name if len(configs) > 1 else "")
-    table = hypothesis_table(tests, min(config.analysis.confidence_level for _, config in configs))
+    table = hypotheses_of(configs)
     if options.format is None:
         console.print(to_rich_table(table))
         for line in table.footnotes:
