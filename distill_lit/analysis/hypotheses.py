@@ -128,6 +128,8 @@ def _contrast_by(scores: Scores, contrast: Contrast, endpoint: str, tasks: list[
         found = question_scores(scores, ENDPOINTS[endpoint])
     if found is None or not found.tasks:
         raise NotTestable("nothing was measured by this endpoint")
+    if not tasks and not len(found.averaged):
+        raise NotTestable("no task is averaged, see the notes below the scores")
     for task in tasks:
         if task not in found.tasks:
             raise NotTestable(f"{task} has no results by this endpoint")
