@@ -1,6 +1,5 @@
 """What a server has said, on disk before the next request goes out: nothing is asked, or paid for, twice."""
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +39,6 @@ class ScoreStore:
     def read(self, key: str) -> TopKScores:
         """The answer to a request."""
         return TopKScores(**load_file(self._path(key)))
-
-    def remove(self, keys: Iterable[str]) -> None:
-        """Forgets answers that are kept elsewhere now."""
-        for key in keys:
-            self._path(key).unlink(missing_ok=True)
 
     def _path(self, key: str) -> Path:
         return self.folder / key[:2] / f"{key}.safetensors"

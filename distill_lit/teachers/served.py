@@ -256,7 +256,7 @@ def _write(context: TeacherContext, server: TeacherServer, progress: ProgressCal
     folder, rows = _cache_folder(context, server), _all_rows(context)
     if is_teacher_cache_complete(folder, len(rows)):
         return folder
-    shards, asked = Shards(folder), set[str]()
+    shards = Shards(folder)
     parts, total = shard_rows(CACHE_TOP_K, len(rows)), len(rows) * rows.sequence_length
     for start in range(0, len(parts), SHARDS_PER_WAVE):
         wave = [(name, numbers) for name, numbers in parts[start : start + SHARDS_PER_WAVE]]
@@ -273,11 +273,9 @@ def _write(context: TeacherContext, server: TeacherServer, progress: ProgressCal
         shards.write_missing(
             {name: functools.partial(_write_shard, server=server, documents=found) for name, found in missing.items()}
         )
-        asked |= {server.key(document) for document in documents}
         advance(len(documents))
     facts = {"cache_format": _cache_format(server).metadata(), "rows": len(rows), "shards": [name for name, _ in parts]}
     shards.write_manifest({**_metadata(context, server), **facts})
-    server.store.remove(asked)  # the shards hold it now
     return folder
 
 
