@@ -101,11 +101,13 @@ def train_and_export_student(
             hardware.device_for(config.training.accelerator),
         )
     # one rank builds and the others follow; of sharded models they get the shapes, and must listen meanwhile
-    with nullcontext() if is_sharded else rank_zero_first():
+    in_turn = nullcontext if is_sharded else rank_zero_first
+    with in_turn():
         build = partial(_initial_student, run, folder, base, calibration)
         student = build_on_rank_zero(build) if is_sharded else build()
-        teacher = build_teacher(config, teacher_folder, prepared, student)
         trained_fraction = trainable_fraction(student)
+    teacher = build_teacher(config, teacher_folder, prepared, student)  # by all: they may have a cache to write together
+    with in_turn():
         setup = _build_training_setup(
             run, folder, student, vocab_size, prepared, teacher, progress_callback, teacher_folder, calibration
         )

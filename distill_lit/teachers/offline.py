@@ -84,6 +84,7 @@ from distill_lit.teachers.teacher_cache import (
     teacher_cache_metadata,
     write_teacher_cache,
 )
+from distill_lit.utils.distributed.ranks import broadcast_from_rank_zero
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.progress import ProgressCallback
 
@@ -219,7 +220,8 @@ class OfflineSource(CachedTeacherSource):
         the teacher may have changed behind its path."""
         rows, cache_format, model = context.data, _cache_format(context.config.teacher), context.load_model()
         folder = teacher_cache_folder(_metadata(context))
-        if not is_teacher_cache_complete(folder, len(rows.train) + len(rows.validation)):
+        num_rows = len(rows.train) + len(rows.validation)
+        if not broadcast_from_rank_zero(lambda: is_teacher_cache_complete(folder, num_rows)):
             if context.is_sharded:  # of several ranks, only the first has its weights
                 raise UserError(f"the teacher cache {folder} is incomplete; run the run that writes it again")
             _write(model, context)

@@ -228,8 +228,9 @@ def _cache_format(server: TeacherServer) -> TeacherCacheFormat:
 
 def _cached_teacher(context: TeacherContext, server: TeacherServer) -> OfflineTeacher:
     folder, rows = _cache_folder(context, server), _all_rows(context)
-    if not is_teacher_cache_complete(folder, len(rows)):
-        folder = _write(context, server)
+    with rank_zero_first():  # the others find it complete
+        if not is_teacher_cache_complete(folder, len(rows)):
+            _write(context, server)
     return OfflineTeacher(folder, rows, None, 0, _cache_format(server))
 
 
