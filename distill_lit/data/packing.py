@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from distill_lit.losses.targets import IGNORE_INDEX
 
 OPEN_ROWS = 64  # rows that may still take a document
 COUNTED_ROWS = 256  # at a time
+READ_ROWS = 1024  # at a time, where all are read
 PACKED_ARRAYS = ("input_ids", "document_ids", "loss_mask")  # what is kept of packed rows
 
 
@@ -91,9 +93,75 @@ class PackedDataset:
 
     @staticmethod
     def concatenate(parts: Sequence["PackedDataset"]) -> "PackedDataset":
-        """The rows of several, one after the other."""
+        """The rows of several, one after the other, copied; `ChainedRows` are not."""
         names = PACKED_ARRAYS if any(part.corpus_ids is None for part in parts) else (*PACKED_ARRAYS, "corpus_ids")
         return PackedDataset(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+
+
+class UnreadRows(PackedDataset):
+    """Rows that `take` reads when they are asked for. Who asks for the whole arrays gets them read, in memory."""
+
+    def take(self, rows: np.ndarray) -> PackedDataset:
+        """Reads the rows with these numbers, in this order."""
+        raise NotImplementedError
+
+    def _all(self, name: str) -> Any:
+        return getattr(self.take(np.arange(len(self))), name)
+
+    @property
+    def input_ids(self) -> np.ndarray:  # type: ignore[override]
+        return np.asarray(self._all("input_ids"))
+
+    @property
+    def document_ids(self) -> np.ndarray:  # type: ignore[override]
+        return np.asarray(self._all("document_ids"))
+
+    @property
+    def loss_mask(self) -> np.ndarray:  # type: ignore[override]
+        return np.asarray(self._all("loss_mask"))
+
+    def count_targets(self, rows: np.ndarray) -> np.ndarray:
+        parts = [rows[i : i + READ_ROWS] for i in range(0, len(rows), READ_ROWS)]
+        counts = [self.take(part).loss_mask.sum(axis=1, dtype=np.int64) for part in parts]
+        return np.concatenate(counts) if counts else np.zeros(0, dtype=np.int64)
+
+    @property
+    def targets_per_row(self) -> np.ndarray:
+        """(rows,) int64; reads every row, a few at a time."""
+        return self.count_targets(np.arange(len(self)))
+
+
+class ChainedRows(UnreadRows):
+    """The rows of several data sets, one after the other, none of them copied before it is read."""
+
+    def __init__(self, parts: Sequence[PackedDataset]) -> None:
+        """parts: at least one, all of rows of the same length."""
+        object.__setattr__(self, "parts", parts)
+        object.__setattr__(self, "starts", np.cumsum([0, *map(len, parts)], dtype=np.int64))
+
+    parts: Sequence[PackedDataset]
+    starts: np.ndarray
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    @property
+    def sequence_length(self) -> int:
+        return self.parts[0].sequence_length
+
+    def take(self, rows: np.ndarray) -> PackedDataset:
+        part_of_row = np.searchsorted(self.starts, rows, side="right") - 1
+        chosen = [np.flatnonzero(part_of_row == number) for number in range(len(self.parts))]
+        read = [part.take(rows[here] - start) for part, here, start in zip(self.parts, chosen, self.starts, strict=False)]
+        return PackedDataset.concatenate(read).take(np.argsort(np.concatenate(chosen)))
+
+    @property
+    def corpus_ids(self) -> np.ndarray | None:  # type: ignore[override]
+        return None if any(part.corpus_ids is None for part in self.parts) else np.asarray(self._all("corpus_ids"))
+
+    @property
+    def targets_per_row(self) -> np.ndarray:
+        return np.concatenate([part.targets_per_row for part in self.parts])
 
 
 def pack(documents: TokenizedDocuments, sequence_length: int) -> tuple[PackedDataset, int]:

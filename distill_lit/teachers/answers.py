@@ -33,12 +33,11 @@ LOGGED_TOKENS = 1000  # after which the share of tokens with alternatives is log
 Alternatives = list[tuple[str, float]]  # (bytes as latin-1, log-probability)
 
 
-class WrittenToken(NamedTuple):
-    """A token that the API wrote, by the bytes of the answer that it covers."""
+class _Answer(NamedTuple):
+    """alternatives: {the bytes (start, end) that a token covers of the answer's text: its alternatives}."""
 
-    start: int
-    end: int
-    alternatives: Alternatives
+    prompt: str
+    alternatives: dict[tuple[int, int], Alternatives]
 
 
 class AnswersTeacher:
@@ -53,16 +52,18 @@ class AnswersTeacher:
         """Raises UserError where no answer has alternatives, or the bytes of the student's tokens are not known."""
         self._bytes = token_bytes(tokenizer)
         self._ids = {data: token for token, data in reversed(list(enumerate(self._bytes))) if data}
-        self._answers: dict[bytes, list[Completion]] = {}
+        self._answers: dict[bytes, list[_Answer]] = {}
+        most = 0
         for completion in completions:
             if completion.alternatives:
-                self._answers.setdefault(completion.text.strip().encode(), []).append(completion)
+                answer = _Answer(completion.prompt.strip(), _alternatives_by_place(completion))
+                self._answers.setdefault(completion.text.strip().encode(), []).append(answer)
+                most = max(most, *(len(alternatives) for _, alternatives in completion.alternatives))
         if not self._answers:
             raise UserError(
                 "teacher.source: answers, and no answer came with alternatives; does the server give top_logprobs?"
             )
-        every = (token for found in self._answers.values() for one in found for token in one.alternatives)
-        self.tokens_per_position = 1 + max(len(alternatives) for _, alternatives in every)
+        self.tokens_per_position = 1 + most
         self.vocab_size = len(self._bytes)
         self._num_tokens = self._num_known = 0
 
@@ -95,12 +96,12 @@ class AnswersTeacher:
         if not answers:
             return {}
         before = b"".join(self._bytes[token] for token in ids[: columns[0]]).decode(errors="replace")
-        answer = next((one for one in answers if one.prompt.strip() in before), answers[0])
+        answer = next((one for one in answers if one.prompt in before), answers[0])
         skipped = len(text) - len(text.lstrip())
         ends = np.cumsum([len(piece) for piece in pieces]) - skipped
-        by_place = {(token.start, token.end): token.alternatives for token in _written_tokens(answer)}
         places = zip(columns, ends - [len(piece) for piece in pieces], ends, strict=True)
-        return {int(at): by_place[start, end] for at, start, end in places if (start, end) in by_place and end > start}
+        known = answer.alternatives
+        return {int(at): known[start, end] for at, start, end in places if (start, end) in known and end > start}
 
     def _entry(self, label: int, alternatives: Alternatives | None) -> tuple[list[tuple[int, float]], float]:
         """(tokens with their log-probabilities in falling order, that of the label)."""
@@ -124,17 +125,17 @@ class AnswersTeacher:
             )
 
 
-def _written_tokens(answer: Completion) -> list[WrittenToken]:
+def _alternatives_by_place(answer: Completion) -> dict[tuple[int, int], Alternatives]:
     """The tokens of an answer by their places in its text, without blanks around it; none where they spell another."""
     pieces = [token.encode("latin-1") for token, _ in answer.alternatives]
     text = b"".join(pieces)
     if text.strip() != answer.text.strip().encode():
-        return []
+        return {}
     ends = np.cumsum([len(piece) for piece in pieces]) - (len(text) - len(text.lstrip()))
-    return [
-        WrittenToken(int(end) - len(piece), int(end), [(str(token), float(value)) for token, value in alternatives])
+    return {
+        (int(end) - len(piece), int(end)): alternatives
         for piece, end, (_, alternatives) in zip(pieces, ends, answer.alternatives, strict=True)
-    ]
+    }
 
 
 @register_teacher("answers")

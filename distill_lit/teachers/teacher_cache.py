@@ -14,6 +14,7 @@ from torch import Tensor
 
 from distill_lit.data import PackedDataset, TeacherDocuments
 from distill_lit.data.loader import make_batch
+from distill_lit.data.packing import ChainedRows
 from distill_lit.losses.lm_head import LMHead, get_lm_head
 from distill_lit.models.activations import HIDDEN_STATES, Activations, capture_activations
 from distill_lit.models.packed_forward import PackedBatch
@@ -180,7 +181,7 @@ def _shard_writers(
     """{name of a shard: function that writes its file}."""
     states = functools.partial(_write_hidden_states, reader=reader)
     if cache_format.kind == CACHE_HIDDEN_STATES:
-        rows = PackedDataset.concatenate([train, validation])
+        rows = ChainedRows([train, validation])
         write = functools.partial(states, rows=rows, layers=cache_format.hidden_layers)
         return {name: functools.partial(write, numbers=part) for name, part in shard_rows(CACHE_HIDDEN_STATES, len(rows))}
     if cache_format.is_dense:

@@ -1,4 +1,4 @@
-"""A teacher cache that is damaged when a training over two ranks begins is written again, once, and nobody waits forever."""
+"""A teacher cache that is damaged when a training over two ranks begins is written again, once, and nobody waits on."""
 
 from pathlib import Path
 from typing import Any
