@@ -9,6 +9,7 @@ import numpy as np
 from distill_lit.data.spool import scratch_zeros
 from distill_lit.data.tokenization import TokenizedDocuments
 from distill_lit.losses.targets import IGNORE_INDEX
+from distill_lit.models.document_spans import is_document_start
 
 OPEN_ROWS = 64  # rows that may still take a document
 COUNTED_ROWS = 256  # at a time
@@ -47,7 +48,7 @@ class PackedDataset:
     def position_ids(self) -> np.ndarray:
         """(rows, length) int64: 0, 1, … from the start of each document; 0 in padding."""
         at = np.broadcast_to(np.arange(self.sequence_length), self.document_ids.shape)
-        starts = np.maximum.accumulate(np.where(_is_first(self.document_ids), at, 0), axis=1)
+        starts = np.maximum.accumulate(np.where(is_document_start(self.document_ids), at, 0), axis=1)
         return np.where(self.document_ids > 0, at - starts, 0)
 
     @property
@@ -183,7 +184,7 @@ def pack(documents: TokenizedDocuments, sequence_length: int) -> tuple[PackedDat
         supervised[row, here] = documents.loss_mask[start : start + size]
     for start in range(0, count, COUNTED_ROWS):
         here = slice(start, start + COUNTED_ROWS)
-        supervised[here] &= ~_is_first(document_ids[here])
+        supervised[here] &= ~is_document_start(document_ids[here])
     return PackedDataset(input_ids, document_ids, supervised), int((np.diff(documents.offsets) > sequence_length).sum())
 
 
@@ -239,10 +240,3 @@ def _between(documents: TokenizedDocuments, first: int, last: int) -> TokenizedD
     return TokenizedDocuments(
         documents.tokens[start:end], documents.offsets[first : last + 1] - start, documents.loss_mask[start:end]
     )
-
-
-def _is_first(document_ids: np.ndarray) -> np.ndarray:
-    """Where a document, or the padding, begins."""
-    first = np.ones(document_ids.shape, dtype=bool)
-    first[:, 1:] = document_ids[:, 1:] != document_ids[:, :-1]
-    return first

@@ -42,6 +42,7 @@ from distill_lit.data.tokenization import (
     tokenize,
 )
 from distill_lit.models import load_model_config, load_tokenizer
+from distill_lit.models.document_spans import document_spans
 from distill_lit.models.vocabulary import check_ids
 from distill_lit.utils.array_store import Arrays, open_or_make
 from distill_lit.utils.exceptions import UserError
@@ -216,8 +217,8 @@ def read_word_counts(prepared: PreparedData, tokenizer: Any, rows: int, seed: in
         numbers, times = np.unique(shuffled_row_indices(len(prepared.train), seed, rows), return_counts=True)
         for number, count in zip(numbers, times, strict=True):
             row = prepared.train.take(np.array([number]))
-            for document in np.unique(row.document_ids[row.document_ids > 0]):
-                tokens = row.input_ids[row.document_ids == document].tolist()
+            for span in document_spans(row.document_ids):
+                tokens = row.input_ids[0, span.columns].tolist()
                 found = count_text_words(tokenizer.decode(tokens, skip_special_tokens=True))
                 words.update({word: int(count) * n for word, n in found.items()})
         try_write_json(path, dict(words.most_common()))

@@ -21,6 +21,7 @@ from distill_lit.generation.completions import Completion, read_completions
 from distill_lit.generation.corpus import remote_completions_folder
 from distill_lit.losses.targets import IGNORE_INDEX, TopKTarget
 from distill_lit.models import load_tokenizer
+from distill_lit.models.document_spans import document_ids_of, document_spans
 from distill_lit.teachers.base import TeacherCapabilities, TeacherContext, TeacherSource
 from distill_lit.teachers.registry import register_teacher
 from distill_lit.teachers.server_api import filling
@@ -73,15 +74,14 @@ class AnswersTeacher:
     def target(self, batch: Mapping[str, Tensor], loss_mask: Tensor) -> TopKTarget:
         """The alternatives at the N positions that `loss_mask` (B, T − 1) marks, or the labels alone."""
         ids, labels = batch["input_ids"].cpu().numpy(), batch["labels"].cpu().numpy()
-        documents = batch.get("document_ids", torch.ones_like(batch["input_ids"])).cpu().numpy()
         mask, rows = loss_mask.cpu().numpy(), []
-        for row in range(len(ids)):
-            known: dict[int, Alternatives] = {}
-            for number in range(1, int(documents[row].max(initial=0)) + 1):
-                columns = np.flatnonzero(documents[row] == number)
-                known |= self._known_tokens(ids[row], columns, labels[row] != IGNORE_INDEX)
-            rows += [self._entry(int(ids[row, column]), known.get(int(column))) for column in np.flatnonzero(mask[row]) + 1]
-            self._count(len(known), int(mask[row].sum()))
+        known: list[dict[int, Alternatives]] = [{} for _ in ids]
+        for span in document_spans(document_ids_of(batch)):
+            row = span.row
+            known[row] |= self._known_tokens(ids[row], span.columns, labels[row] != IGNORE_INDEX)
+        for row, found in enumerate(known):
+            rows += [self._entry(int(ids[row, column]), found.get(int(column))) for column in np.flatnonzero(mask[row]) + 1]
+            self._count(len(found), int(mask[row].sum()))
         best = torch.tensor([[token for token, _ in entry] for entry, _ in rows]).view(-1, self.tokens_per_position)
         logprobs = torch.tensor([[value for _, value in entry] for entry, _ in rows]).view(-1, self.tokens_per_position)
         target = TopKTarget(best.long(), logprobs, torch.tensor([own for _, own in rows]))

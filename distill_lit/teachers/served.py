@@ -38,6 +38,7 @@ from distill_lit.data.packing import ChainedRows
 from distill_lit.generation.api_connection import check_api_key, check_asked_model, check_connection
 from distill_lit.losses.targets import TeacherTarget, TopKTarget
 from distill_lit.models import load_tokenizer
+from distill_lit.models.document_spans import document_ids_of
 from distill_lit.models.vocabulary import load_unpadded_vocab_size
 from distill_lit.teachers.base import CachedTeacherSource, CacheRows, TeacherCapabilities, TeacherContext
 from distill_lit.teachers.compression import CACHE_TOP_K, TeacherCacheFormat, top_k_arrays
@@ -120,17 +121,9 @@ class LocallyValidatedTeacher:
 def _documents(batch: Mapping[str, Tensor], loss_mask: Tensor) -> list[SupervisedDocument]:
     """The documents of a batch with tokens to predict; without packing one a row."""
     ids = batch["input_ids"].cpu().numpy()
-    whole = batch.get("attention_mask")
-    numbers = (
-        batch["document_ids"]
-        if "document_ids" in batch
-        else torch.ones_like(batch["input_ids"])
-        if whole is None
-        else whole
-    )
     is_supervised = np.zeros(ids.shape, dtype=bool)
     is_supervised[:, 1:] = loss_mask.cpu().numpy()
-    return supervised_documents(ids, numbers.cpu().numpy(), is_supervised)
+    return supervised_documents(ids, document_ids_of(batch).cpu().numpy(), is_supervised)
 
 
 @register_teacher("served")

@@ -18,6 +18,7 @@ from distill_lit.generation.api_client import API
 from distill_lit.generation.api_connection import send_requests
 from distill_lit.generation.api_replies import RequestsAborted
 from distill_lit.generation.request_log import request_key
+from distill_lit.models.document_spans import document_spans
 from distill_lit.teachers.score_store import MemoryReplies, ScoreStore
 from distill_lit.teachers.server_api import (
     WHOLE_DISTRIBUTION,
@@ -67,16 +68,12 @@ def supervised_documents(
 ) -> list[SupervisedDocument]:
     """The documents that hold supervised tokens, row by row. All arrays (rows, T); document 0 is padding."""
     found = []
-    for row, (ids, numbers, mask) in enumerate(zip(input_ids, document_ids, is_supervised, strict=True)):
-        for number in range(1, int(numbers.max(initial=0)) + 1):
-            columns = np.flatnonzero(numbers == number)
-            supervised = np.flatnonzero(mask[columns])
-            if len(supervised):
-                first, end = int(supervised[0]), int(supervised[-1]) + 1
-                kept = columns[:end]
-                found.append(
-                    SupervisedDocument(row, int(columns[0]), ids[kept].tolist(), first, mask[kept[first:]].astype(bool))
-                )
+    for span in document_spans(document_ids):
+        ids, mask = (array[span.row, span.columns] for array in (input_ids, is_supervised))
+        supervised = np.flatnonzero(mask)
+        if len(supervised):
+            first, end = int(supervised[0]), int(supervised[-1]) + 1
+            found.append(SupervisedDocument(span.row, span.start, ids[:end].tolist(), first, mask[first:end].astype(bool)))
     return found
 
 
