@@ -6,10 +6,12 @@ from typing import Any
 
 import numpy as np
 
+from distill_lit.config import DataConfig
 from distill_lit.data.spool import scratch_zeros
 from distill_lit.data.tokenization import TokenizedDocuments
 from distill_lit.losses.targets import IGNORE_INDEX
 from distill_lit.models.document_spans import is_document_start
+from distill_lit.utils.exceptions import UserError
 
 OPEN_ROWS = 64  # rows that may still take a document
 COUNTED_ROWS = 256  # at a time
@@ -186,6 +188,17 @@ def pack(documents: TokenizedDocuments, sequence_length: int) -> tuple[PackedDat
         here = slice(start, start + COUNTED_ROWS)
         supervised[here] &= ~is_document_start(document_ids[here])
     return PackedDataset(input_ids, document_ids, supervised), int((np.diff(documents.offsets) > sequence_length).sum())
+
+
+def pack_validation(documents: TokenizedDocuments, data: DataConfig) -> PackedDataset:
+    """The first `data.validation_sequences` rows of held-out documents; 0: all. Raises UserError where they are fewer."""
+    rows, _ = pack(documents, data.sequence_length)
+    if len(rows) < data.validation_sequences:
+        filled, remedy = ("data.validation fills", "; 0 takes all") if data.validation else ("the corpora fill", "")
+        raise UserError(
+            f"data.validation_sequences: {filled} only {len(rows)} of {data.validation_sequences} sequences{remedy}"
+        )
+    return rows.take(np.arange(data.validation_sequences or len(rows)))
 
 
 def split_long_documents(offsets: np.ndarray, sequence_length: int) -> tuple[np.ndarray, np.ndarray]:

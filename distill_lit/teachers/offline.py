@@ -62,6 +62,7 @@ from distill_lit.models.activations import HIDDEN_STATES, Activations, LayersByK
 from distill_lit.models.loading import torch_dtype
 from distill_lit.models.sharding import broadcast_tensor
 from distill_lit.teachers.base import CachedTeacherSource, CacheRows, TeacherCapabilities, TeacherContext
+from distill_lit.teachers.cache_shards import LAST_HIDDEN_STATE, HiddenStateShards, SparseShards, layer_array_name
 from distill_lit.teachers.compression import (
     CACHE_HIDDEN_STATES,
     CACHE_HIDDEN_STATES_INT8,
@@ -72,12 +73,8 @@ from distill_lit.teachers.compression import (
 )
 from distill_lit.teachers.registry import register_teacher
 from distill_lit.teachers.teacher_cache import (
-    LAST_HIDDEN_STATE,
-    HiddenStateShards,
-    SparseShards,
     check_teacher_cache,
     is_teacher_cache_complete,
-    layer_array_name,
     measure_bytes_per_token,
     read_cache_format,
     teacher_cache_folder,

@@ -41,6 +41,7 @@ from distill_lit.models import load_tokenizer
 from distill_lit.models.document_spans import document_ids_of
 from distill_lit.models.vocabulary import load_unpadded_vocab_size
 from distill_lit.teachers.base import CachedTeacherSource, CacheRows, TeacherCapabilities, TeacherContext
+from distill_lit.teachers.cache_shards import shard_rows
 from distill_lit.teachers.compression import CACHE_TOP_K, TeacherCacheFormat, top_k_arrays
 from distill_lit.teachers.offline import OfflineTeacher
 from distill_lit.teachers.online import OnlineTeacher
@@ -50,7 +51,6 @@ from distill_lit.teachers.server_api import WHOLE_DISTRIBUTION, TopKScores
 from distill_lit.teachers.teacher_cache import (
     is_teacher_cache_complete,
     measure_bytes_per_token,
-    shard_rows,
     teacher_cache_folder,
     teacher_cache_metadata,
 )
