@@ -4,8 +4,7 @@ import functools
 import json
 import re
 import zlib
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from hashlib import blake2b
 from typing import Any, NamedTuple
@@ -23,7 +22,6 @@ from distill_lit.utils.exceptions import UserError, one_line_message
 TRAINING_SECTION, VALIDATION_SECTION = "data.corpora", "data.validation"  # of the config
 MAX_ROW_CHARS_IN_ERROR = 80  # characters of a row in an error
 DOCUMENT_BYTES = 500  # of one in memory beside its text, about
-CORPUS_WORD_PATTERN = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")  # letters, with apostrophes inside
 
 Chat = tuple[dict[str, Any], ...]  # messages, or tools
 
@@ -139,6 +137,11 @@ def check_corpora(corpora: Mapping[str, CorpusConfig], dataset_source: str) -> N
         raise UserError("data.corpora names no corpus; add one, or a corpora/… file to `defaults`")
     for name, corpus in corpora.items():
         check_corpus(f"{TRAINING_SECTION}.{name}", corpus, dataset_source)
+    check_corpus_weights(corpora)
+
+
+def check_corpus_weights(corpora: Mapping[str, CorpusConfig]) -> None:
+    """Raises UserError where some corpora have a weight and others none, or none has one above 0."""
     unweighted = [name for name, corpus in corpora.items() if corpus.weight is None]
     if unweighted and len(unweighted) < len(corpora):
         raise UserError(
@@ -148,15 +151,18 @@ def check_corpora(corpora: Mapping[str, CorpusConfig], dataset_source: str) -> N
         raise UserError(f"{TRAINING_SECTION}: no corpus has a weight above 0")
 
 
-def check_validation_corpora(corpora: Mapping[str, CorpusConfig], dataset_source: str) -> None:
-    """Raises UserError for a corpus to validate on that cannot be read, is generated, or has a weight."""
-    for name, corpus in corpora.items():
+def check_validation_corpora(data: DataConfig, dataset_source: str) -> None:
+    """Raises UserError for a corpus to validate on that cannot be read, is generated, or has a weight, and where there is
+    nothing to validate on."""
+    for name, corpus in data.validation.items():
         key = f"{VALIDATION_SECTION}.{name}"
         if corpus.generated is not None:
             raise UserError(f"{key}.generated: text to validate on is not written by a teacher; give dataset or path")
         if corpus.weight is not None:
             raise UserError(f"{key}.weight: text to validate on is read as it is; only data.corpora have weights")
         check_corpus(key, corpus, dataset_source)
+    if not data.validation_sequences and not data.validation:
+        raise UserError("data.validation_sequences: 0 means all of data.validation, which names no corpus")
 
 
 def check_corpus(key: str, corpus: CorpusConfig, dataset_source: str) -> None:
@@ -237,19 +243,6 @@ def read_documents(
         reason = "empty or in data.validation" if excluded else "empty"
         raise UserError(f"{section}: no document left of {rows} rows; all are {reason}")
     return loaded
-
-
-def count_words(documents: Iterable[Document]) -> Counter[str]:
-    """How often each lower-case word occurs."""
-    words: Counter[str] = Counter()
-    for document in documents:
-        words.update(count_text_words(document.text))
-    return words
-
-
-def count_text_words(text: str) -> Counter[str]:
-    """How often each lower-case word occurs in a text."""
-    return Counter(CORPUS_WORD_PATTERN.findall(text.lower()))
 
 
 def _digest(document: Document) -> bytes:

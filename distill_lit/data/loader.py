@@ -100,11 +100,14 @@ class PackedLoader:
     def __iter__(self) -> Iterator[PackedBatch]:
         if self.position >= len(self):
             self.position = 0
+        ahead: tuple[int, PackedBatch] | None = None  # the next batch and its place, where somebody has been told of it
         while self.position < len(self):
-            batch = self.batch_at(self.position)
+            is_made = ahead is not None and ahead[0] == self.position
+            batch = ahead[1] if ahead is not None and is_made else self.batch_at(self.position)
             self.position += 1  # before yielding: a checkpoint taken while this batch is used must not repeat it
             if self.look_ahead is not None and self.position < len(self):
-                self.look_ahead(self.batch_at(self.position))
+                ahead = self.position, self.batch_at(self.position)
+                self.look_ahead(ahead[1])
             yield batch
 
     def rows_of_step(self, step: int) -> np.ndarray:

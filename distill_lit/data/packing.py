@@ -2,15 +2,20 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from distill_lit.config import DataConfig
 from distill_lit.data.spool import scratch_zeros
 from distill_lit.data.tokenization import TokenizedDocuments
 from distill_lit.losses.targets import IGNORE_INDEX
+from distill_lit.models.document_spans import is_document_start
+from distill_lit.utils.exceptions import UserError
 
 OPEN_ROWS = 64  # rows that may still take a document
 COUNTED_ROWS = 256  # at a time
+READ_ROWS = 1024  # at a time, where all are read
 PACKED_ARRAYS = ("input_ids", "document_ids", "loss_mask")  # what is kept of packed rows
 
 
@@ -45,7 +50,7 @@ class PackedDataset:
     def position_ids(self) -> np.ndarray:
         """(rows, length) int64: 0, 1, … from the start of each document; 0 in padding."""
         at = np.broadcast_to(np.arange(self.sequence_length), self.document_ids.shape)
-        starts = np.maximum.accumulate(np.where(_is_first(self.document_ids), at, 0), axis=1)
+        starts = np.maximum.accumulate(np.where(is_document_start(self.document_ids), at, 0), axis=1)
         return np.where(self.document_ids > 0, at - starts, 0)
 
     @property
@@ -91,9 +96,75 @@ class PackedDataset:
 
     @staticmethod
     def concatenate(parts: Sequence["PackedDataset"]) -> "PackedDataset":
-        """The rows of several, one after the other."""
+        """The rows of several, one after the other, copied; `ChainedRows` are not."""
         names = PACKED_ARRAYS if any(part.corpus_ids is None for part in parts) else (*PACKED_ARRAYS, "corpus_ids")
         return PackedDataset(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+
+
+class UnreadRows(PackedDataset):
+    """Rows that `take` reads when they are asked for. Who asks for the whole arrays gets them read, in memory."""
+
+    def take(self, rows: np.ndarray) -> PackedDataset:
+        """Reads the rows with these numbers, in this order."""
+        raise NotImplementedError
+
+    def _all(self, name: str) -> Any:
+        return getattr(self.take(np.arange(len(self))), name)
+
+    @property
+    def input_ids(self) -> np.ndarray:  # type: ignore[override]
+        return np.asarray(self._all("input_ids"))
+
+    @property
+    def document_ids(self) -> np.ndarray:  # type: ignore[override]
+        return np.asarray(self._all("document_ids"))
+
+    @property
+    def loss_mask(self) -> np.ndarray:  # type: ignore[override]
+        return np.asarray(self._all("loss_mask"))
+
+    def count_targets(self, rows: np.ndarray) -> np.ndarray:
+        parts = [rows[i : i + READ_ROWS] for i in range(0, len(rows), READ_ROWS)]
+        counts = [self.take(part).loss_mask.sum(axis=1, dtype=np.int64) for part in parts]
+        return np.concatenate(counts) if counts else np.zeros(0, dtype=np.int64)
+
+    @property
+    def targets_per_row(self) -> np.ndarray:
+        """(rows,) int64; reads every row, a few at a time."""
+        return self.count_targets(np.arange(len(self)))
+
+
+class ChainedRows(UnreadRows):
+    """The rows of several data sets, one after the other, none of them copied before it is read."""
+
+    def __init__(self, parts: Sequence[PackedDataset]) -> None:
+        """parts: at least one, all of rows of the same length."""
+        object.__setattr__(self, "parts", parts)
+        object.__setattr__(self, "starts", np.cumsum([0, *map(len, parts)], dtype=np.int64))
+
+    parts: Sequence[PackedDataset]
+    starts: np.ndarray
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    @property
+    def sequence_length(self) -> int:
+        return self.parts[0].sequence_length
+
+    def take(self, rows: np.ndarray) -> PackedDataset:
+        part_of_row = np.searchsorted(self.starts, rows, side="right") - 1
+        chosen = [np.flatnonzero(part_of_row == number) for number in range(len(self.parts))]
+        read = [part.take(rows[here] - start) for part, here, start in zip(self.parts, chosen, self.starts, strict=False)]
+        return PackedDataset.concatenate(read).take(np.argsort(np.concatenate(chosen)))
+
+    @property
+    def corpus_ids(self) -> np.ndarray | None:  # type: ignore[override]
+        return None if any(part.corpus_ids is None for part in self.parts) else np.asarray(self._all("corpus_ids"))
+
+    @property
+    def targets_per_row(self) -> np.ndarray:
+        return np.concatenate([part.targets_per_row for part in self.parts])
 
 
 def pack(documents: TokenizedDocuments, sequence_length: int) -> tuple[PackedDataset, int]:
@@ -115,8 +186,19 @@ def pack(documents: TokenizedDocuments, sequence_length: int) -> tuple[PackedDat
         supervised[row, here] = documents.loss_mask[start : start + size]
     for start in range(0, count, COUNTED_ROWS):
         here = slice(start, start + COUNTED_ROWS)
-        supervised[here] &= ~_is_first(document_ids[here])
+        supervised[here] &= ~is_document_start(document_ids[here])
     return PackedDataset(input_ids, document_ids, supervised), int((np.diff(documents.offsets) > sequence_length).sum())
+
+
+def pack_validation(documents: TokenizedDocuments, data: DataConfig) -> PackedDataset:
+    """The first `data.validation_sequences` rows of held-out documents; 0: all. Raises UserError where they are fewer."""
+    rows, _ = pack(documents, data.sequence_length)
+    if len(rows) < data.validation_sequences:
+        filled, remedy = ("data.validation fills", "; 0 takes all") if data.validation else ("the corpora fill", "")
+        raise UserError(
+            f"data.validation_sequences: {filled} only {len(rows)} of {data.validation_sequences} sequences{remedy}"
+        )
+    return rows.take(np.arange(data.validation_sequences or len(rows)))
 
 
 def split_long_documents(offsets: np.ndarray, sequence_length: int) -> tuple[np.ndarray, np.ndarray]:
@@ -171,10 +253,3 @@ def _between(documents: TokenizedDocuments, first: int, last: int) -> TokenizedD
     return TokenizedDocuments(
         documents.tokens[start:end], documents.offsets[first : last + 1] - start, documents.loss_mask[start:end]
     )
-
-
-def _is_first(document_ids: np.ndarray) -> np.ndarray:
-    """Where a document, or the padding, begins."""
-    first = np.ones(document_ids.shape, dtype=bool)
-    first[:, 1:] = document_ids[:, 1:] != document_ids[:, :-1]
-    return first

@@ -1,6 +1,5 @@
 """Corpora → documents → tokens → packed rows, made once and cached by everything they depend on."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -18,15 +17,18 @@ from distill_lit.data.corpora import (
     check_validation_corpora,
     corpora_fingerprint,
     corpus_names,
-    count_text_words,
-    count_words,
     read_documents,
 )
-from distill_lit.data.loader import shuffled_row_indices
 from distill_lit.data.mixture import corpus_shares, tokenize_mixture
-from distill_lit.data.packing import PACKED_ARRAYS, PackedDataset, pack, split_train_validation, take_tokens
+from distill_lit.data.packing import (
+    PACKED_ARRAYS,
+    PackedDataset,
+    pack,
+    pack_validation,
+    split_train_validation,
+    take_tokens,
+)
 from distill_lit.data.prepared import PreparedData
-from distill_lit.data.sources import FileSource, open_corpus_source
 from distill_lit.data.teacher_prompts import NOT_IN_TEACHER, TeacherDocuments, make_teacher_documents, prompt_renderer
 from distill_lit.data.templates import read_template, set_chat_template
 from distill_lit.data.token_pipeline import (
@@ -45,9 +47,8 @@ from distill_lit.models import load_model_config, load_tokenizer
 from distill_lit.models.vocabulary import check_ids
 from distill_lit.utils.array_store import Arrays, open_or_make
 from distill_lit.utils.exceptions import UserError
-from distill_lit.utils.files import cache_root, fingerprint, read_json, try_write_json
+from distill_lit.utils.files import cache_root, fingerprint, read_json
 
-MAX_BYTES_TO_COUNT = 1 << 28  # files that are read in seconds
 DATA_CACHE_VERSION = 4  # raise it when the same input becomes other documents, tokens or rows
 TEACHER_PROMPT_VERSION = 1  # raise it when the same prompt becomes other tokens for the teacher
 TOKENIZED_ARRAYS = ("tokens", "offsets", "loss_mask", "corpus_ids")  # what is kept of tokenized documents
@@ -60,9 +61,7 @@ def check_data_config(data: DataConfig, dataset_source: str) -> None:
         check_token_corpora(data, dataset_source)
         return
     check_corpora(data.corpora, dataset_source)
-    check_validation_corpora(data.validation, dataset_source)
-    if not data.validation_sequences and not data.validation:
-        raise UserError("data.validation_sequences: 0 means all of data.validation, which names no corpus")
+    check_validation_corpora(data, dataset_source)
     read_template(data.chat_template)
 
 
@@ -176,57 +175,9 @@ def cached_statistics(
     return found
 
 
-def count_bytes(data: DataConfig, dataset_source: str) -> int | None:
-    """Bytes of UTF-8 in all documents, or None where counting would take long. Raises UserError for what cannot be read."""
-    if reads_token_files(data):
-        return None
-    sources = [open_corpus_source(f"data.corpora.{name}", corpus, dataset_source) for name, corpus in data.corpora.items()]
-    files = [path for source in sources if isinstance(source, FileSource) for path in source.files]
-    if (
-        any(not isinstance(source, FileSource) for source in sources)
-        or sum(p.stat().st_size for p in files) > MAX_BYTES_TO_COUNT
-    ):
-        return None
-    return sum(len(document.text.encode()) for document in read_documents(data.corpora, data.seed, dataset_source).items)
-
-
-def word_counts(data: DataConfig, dataset_source: str) -> Counter[str]:
-    """How often each lower-case word occurs in all documents of the corpora, cached beside the tokens; nothing of files of
-    tokens, which are never read whole."""
-    check_data_config(data, dataset_source)
-    if reads_token_files(data):
-        return Counter()
-    path = cache_root() / "tokens" / f"words-{fingerprint(_corpus_fingerprint_inputs(data, dataset_source))}.json"
-    try:
-        return Counter(read_json(path))
-    except (OSError, ValueError):
-        counts = count_words(read_documents(data.corpora, data.seed, dataset_source).items)
-        try_write_json(path, dict(counts.most_common()))
-        return counts
-
-
-def read_word_counts(prepared: PreparedData, tokenizer: Any, rows: int, seed: int) -> Counter[str]:
-    """How often each lower-case word occurs in the first `rows` training rows in the order of `seed`: what a student reads.
-    Cached beside the tokens."""
-    path = cache_root() / "tokens" / f"words-read-{fingerprint([prepared.fingerprint, rows, seed])}.json"
-    try:
-        return Counter(read_json(path))
-    except (OSError, ValueError):
-        words: Counter[str] = Counter()
-        numbers, times = np.unique(shuffled_row_indices(len(prepared.train), seed, rows), return_counts=True)
-        for number, count in zip(numbers, times, strict=True):
-            row = prepared.train.take(np.array([number]))
-            for document in np.unique(row.document_ids[row.document_ids > 0]):
-                tokens = row.input_ids[row.document_ids == document].tolist()
-                found = count_text_words(tokenizer.decode(tokens, skip_special_tokens=True))
-                words.update({word: int(count) * n for word, n in found.items()})
-        try_write_json(path, dict(words.most_common()))
-        return words
-
-
 def _keys(data: DataConfig, tokenizer_folder: Path, dataset_source: str) -> tuple[str, str]:
     """(of the tokens, of the packed rows)."""
-    corpus, capped = _corpus_fingerprint_inputs(data, dataset_source), data.max_tokens > 0
+    corpus, capped = corpus_fingerprint_inputs(data, dataset_source), data.max_tokens > 0
     parts = [
         corpus,
         hash_tokenizer(tokenizer_folder),
@@ -239,7 +190,8 @@ def _keys(data: DataConfig, tokenizer_folder: Path, dataset_source: str) -> tupl
     return tokens_key, fingerprint([tokens_key, data.sequence_length, data.validation_sequences])
 
 
-def _corpus_fingerprint_inputs(data: DataConfig, dataset_source: str) -> list[Any]:
+def corpus_fingerprint_inputs(data: DataConfig, dataset_source: str) -> list[Any]:
+    """What decides the documents of `data.corpora`."""
     return [DATA_CACHE_VERSION, data.seed, dataset_source, corpora_fingerprint(data.corpora, dataset_source)]
 
 
@@ -277,22 +229,23 @@ def _stored(parts: list[TokenizedDocuments]) -> Arrays:
     return {name: array for name, array in arrays.items() if array is not None}
 
 
+def _documents(arrays: Arrays, prefix: str = "") -> TokenizedDocuments:
+    return TokenizedDocuments(**{name: arrays.get(f"{prefix}{name}") for name in TOKENIZED_ARRAYS})  # type: ignore[arg-type]
+
+
 def _split(data: DataConfig, arrays: Arrays) -> tuple[TokenizedDocuments, TokenizedDocuments]:
     """Documents to (validate on, train on)."""
-    fields = ("tokens", "offsets", "loss_mask")
-    tokens = TokenizedDocuments(*(arrays[name] for name in fields))
+    tokens = _documents(arrays)
     limit = 0 if corpus_shares(data.corpora) else data.max_tokens  # a mixture has its size already
     if data.validation:
-        return TokenizedDocuments(*(arrays[f"validation_{name}"] for name in fields)), take_tokens(tokens, limit)
+        return _documents(arrays, "validation_"), take_tokens(tokens, limit)
     return split_train_validation(tokens, data.sequence_length, data.validation_sequences, limit)
 
 
 def _pack_corpus_ids(data: DataConfig, arrays: Arrays) -> Arrays:
     """{train_corpus_ids, validation_corpus_ids}: packed as the tokens are, with each token's corpus in its place."""
     parts = ("", "validation_") if data.validation else ("",)
-    corpus_of_token = {
-        f"{part}tokens": arrays[f"{part}corpus_ids"].repeat(np.diff(arrays[f"{part}offsets"])) for part in parts
-    }
+    corpus_of_token = {f"{part}tokens": _documents(arrays, part).corpora_as_tokens().tokens for part in parts}
     train, validation, _ = _split_and_pack(data, arrays | corpus_of_token)
     return {"train_corpus_ids": train.input_ids, "validation_corpus_ids": validation.input_ids}
 
@@ -305,14 +258,9 @@ def _split_and_pack(data: DataConfig, arrays: Arrays) -> tuple[PackedDataset, Pa
             f"data.validation_sequences: {data.validation_sequences} sequences of {data.sequence_length} tokens need all "
             f"{len(arrays['offsets']) - 1} documents; none is left to train on"
         )
-    validation, _ = pack(validation_documents, data.sequence_length)
-    if len(validation) < data.validation_sequences:
-        filled, remedy = ("data.validation fills", "; 0 takes all") if data.validation else ("the corpora fill", "")
-        raise UserError(
-            f"data.validation_sequences: {filled} only {len(validation)} of {data.validation_sequences} sequences{remedy}"
-        )
+    validation = pack_validation(validation_documents, data)
     train, split = pack(train_documents, data.sequence_length)
-    return train, validation.take(np.arange(data.validation_sequences or len(validation))), split
+    return train, validation, split
 
 
 def _pack_both(data: DataConfig, arrays: Arrays, manifest: Mapping[str, Any]) -> tuple[Arrays, dict[str, Any]]:

@@ -11,13 +11,14 @@ from distill_lit.config import CorpusConfig, DataConfig, TeacherPromptConfig
 from distill_lit.data.corpora import (
     TRAINING_SECTION,
     VALIDATION_SECTION,
+    check_corpus_weights,
     check_validation_corpora,
     corpora_fingerprint,
     corpus_names,
     read_documents,
 )
 from distill_lit.data.mixture import corpus_shares
-from distill_lit.data.packing import PackedDataset, pack
+from distill_lit.data.packing import PackedDataset, pack_validation
 from distill_lit.data.prepared import PreparedData
 from distill_lit.data.token_files import (
     TokenFile,
@@ -50,15 +51,11 @@ def check_token_corpora(data: DataConfig, dataset_source: str) -> None:
                 f"{TRAINING_SECTION}.{name} is text, and others are files of tokens; tokenise it too, or leave one kind out"
             )
     _files(data.corpora)
-    weighted = [corpus.weight is not None for corpus in data.corpora.values()]
-    if any(weighted) and not (all(weighted) and any(corpus.weight for corpus in data.corpora.values())):
-        raise UserError(f"{TRAINING_SECTION}: give every corpus a weight, and one of them more than 0, or none")
+    check_corpus_weights(data.corpora)
     for name, corpus in data.validation.items():
         if is_token_corpus(f"{VALIDATION_SECTION}.{name}", corpus):
             raise UserError(f"{VALIDATION_SECTION}.{name}: text to validate on is given as text, not as tokens")
-    check_validation_corpora(data.validation, dataset_source)
-    if not data.validation_sequences and not data.validation:
-        raise UserError("data.validation_sequences: 0 means all of data.validation, which names no corpus")
+    check_validation_corpora(data, dataset_source)
 
 
 def check_token_files(data: DataConfig, tokenizer_folder: Path, prompt: TeacherPromptConfig | None = None) -> None:
@@ -168,15 +165,7 @@ def _read_validation(data: DataConfig, tokenizer: Any, dataset_source: str, name
     read = read_documents(data.validation, data.seed, dataset_source, section=VALIDATION_SECTION).items
     limit = data.validation_sequences * data.sequence_length
     documents = tokenize(read, tokenizer, data.seed, 0, limit, names)
-    rows, _ = pack(documents, data.sequence_length)
-    if len(rows) < data.validation_sequences:
-        raise UserError(
-            f"data.validation_sequences: data.validation fills only {len(rows)} of {data.validation_sequences} sequences; "
-            "0 takes all"
-        )
-    rows = rows.take(np.arange(data.validation_sequences or len(rows)))
-    if names is None or documents.corpus_ids is None:
+    rows = pack_validation(documents, data)
+    if names is None:
         return rows
-    per_token = documents.corpus_ids.repeat(np.diff(documents.offsets))
-    ids, _ = pack(replace(documents, tokens=per_token), data.sequence_length)
-    return replace(rows, corpus_ids=ids.input_ids[: len(rows)])
+    return replace(rows, corpus_ids=pack_validation(documents.corpora_as_tokens(), data).input_ids)

@@ -3,15 +3,12 @@
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from distill_lit.data.packing import PackedDataset
+from distill_lit.data.packing import PackedDataset, UnreadRows
 from distill_lit.data.token_files import TokenFile, check_in_vocabulary
 from distill_lit.utils.exceptions import UserError
-
-READ_ROWS = 1024  # at a time, where all are read
 
 
 @dataclass(frozen=True)
@@ -46,7 +43,7 @@ class TokenPool:
         return range(start, start + counts[name])
 
 
-class TokenRows(PackedDataset):
+class TokenRows(UnreadRows):
     """Some rows of a pool, by number, none of them in memory: `take` reads what it gives. A document is what an end of
     sequence follows, or a piece of one where a row begins or ends; padding there is none."""
 
@@ -108,35 +105,9 @@ class TokenRows(PackedDataset):
         names = np.array([self.corpora.index(name) for name in self.pool.corpora], dtype=np.uint16)
         return np.repeat(names[np.searchsorted(ends, numbers, side="right")][:, None], self.sequence_length, axis=1)
 
-    def _all(self, name: str) -> Any:
-        return getattr(self.take(np.arange(len(self))), name)
-
-    @property
-    def input_ids(self) -> np.ndarray:  # type: ignore[override]
-        """All rows, in memory, as the next two."""
-        return np.asarray(self._all("input_ids"))
-
-    @property
-    def document_ids(self) -> np.ndarray:  # type: ignore[override]
-        return np.asarray(self._all("document_ids"))
-
-    @property
-    def loss_mask(self) -> np.ndarray:  # type: ignore[override]
-        return np.asarray(self._all("loss_mask"))
-
     @property
     def corpus_ids(self) -> np.ndarray | None:  # type: ignore[override]
         return self._corpus_ids(np.arange(len(self)))
-
-    def count_targets(self, rows: np.ndarray) -> np.ndarray:
-        parts = [rows[i : i + READ_ROWS] for i in range(0, len(rows), READ_ROWS)]
-        counts = [self.take(part).loss_mask.sum(axis=1, dtype=np.int64) for part in parts]
-        return np.concatenate(counts) if counts else np.zeros(0, dtype=np.int64)
-
-    @property
-    def targets_per_row(self) -> np.ndarray:
-        """(rows,) int64; reads every row, a few at a time."""
-        return self.count_targets(np.arange(len(self)))
 
     @property
     def num_tokens(self) -> int:

@@ -4,7 +4,7 @@ import logging
 from collections import Counter
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
@@ -46,6 +46,11 @@ class TokenizedDocuments:
     loss_mask: np.ndarray
     corpus_ids: np.ndarray | None = None
     numbers: np.ndarray | None = None
+
+    def corpora_as_tokens(self) -> "TokenizedDocuments":
+        """The same documents with each token's corpus in its place: packed, these are `PackedDataset.corpus_ids`."""
+        assert self.corpus_ids is not None, "nobody has noted the corpora"
+        return replace(self, tokens=self.corpus_ids.repeat(np.diff(self.offsets)))
 
 
 def hash_tokenizer(folder: Path) -> dict[str, str]:

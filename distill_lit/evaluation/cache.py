@@ -21,6 +21,7 @@ from distill_lit.evaluation.records import (
 )
 from distill_lit.evaluation.task_index import lm_eval_version
 from distill_lit.evaluation.tasks import TaskSpec
+from distill_lit.models.drawing import sampling_metadata
 from distill_lit.models.loading import model_fingerprint
 from distill_lit.utils import files
 from distill_lit.utils.files import atomic_write_folder, cache_root, fingerprint, read_json, sha256_of, write_json
@@ -50,7 +51,8 @@ def evaluation_cache_key(model: str, spec: TaskSpec, settings: EvaluationConfig,
         "dtype": settings.dtype, **({"kind": measurement} if measurement else {}),
         **({"token_logprobs": True} if settings.token_logprobs else {}),
         **({"system_instruction": settings.system_instruction} if settings.system_instruction else {}),
-        **({"generation": [GENERATION_VERSION, spec.generation.to_dict()]} if spec.generation else {}),
+        **({"generation": [GENERATION_VERSION, spec.generation.to_dict()],
+            **sampling_metadata(spec.generation.temperature)} if spec.generation else {}),
     })  # fmt: skip
 
 

@@ -291,6 +291,7 @@ def _meta(name: str, corpus: CorpusConfig, settings: EvaluationConfig, dataset_s
         "dataset_name": corpus.name,
         "eval_split": corpus.split,
         "metric": "bits_per_byte",
+        "higher_is_better": False,
         "metrics": ["bits_per_byte"],
         "filter": "none",
         "lm_eval_results": {"bits_per_byte,none": bits / size if size else math.nan},

@@ -26,7 +26,8 @@ if TYPE_CHECKING:  # importing them takes seconds
 
 log = logging.getLogger(__name__)
 Rows = list[dict[str, Any]]
-LOWER_IS_BETTER = ("perplexity", "bits_per_byte", "ter", "brier_score")  # what such metrics of lm-eval end with
+# metrics of lm-eval itself, for records from before they said which way is better
+LOWER_IS_BETTER = ("perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "ter", "brier_score")
 
 
 def evaluate_task(
@@ -73,7 +74,8 @@ def evaluate_task(
     counts = {"n_total": total, "n": len(rows), "elapsed_s": round(time.monotonic() - started, 3)}
     filters = list(dict.fromkeys(sample["filter"] for sample in results["samples"][spec.name]))
     scores = {"filter": filters[0], "filters": filters, "lm_eval_results": _scores(results["results"][spec.name])}
-    return rows, {**_settings(spec, settings, rows), **counts, **scores, **_compute_meta(lm, task)}
+    facts = {**_settings(spec, settings, rows), **counts, **scores, **_compute_meta(lm, task)}
+    return rows, {**facts, "higher_is_better": bool(task.higher_is_better().get(facts["metric"], True))}
 
 
 def require_chat_template(settings: EvaluationConfig, tokenizer: "PreTrainedTokenizerBase", model: str) -> None:
@@ -159,8 +161,12 @@ def primary_scores(meta: dict[str, dict[str, Any]]) -> dict[str, float]:
 
 def mean_score(meta: dict[str, dict[str, Any]]) -> float | None:
     """Mean over tasks of the main metric, of those metrics of which more is better; None where there is none."""
-    scores = [score for task, score in primary_scores(meta).items() if not meta[task]["metric"].endswith(LOWER_IS_BETTER)]
+    scores = [score for task, score in primary_scores(meta).items() if _is_higher_better(meta[task])]
     return sum(scores) / len(scores) if scores else None
+
+
+def _is_higher_better(facts: dict[str, Any]) -> bool:
+    return bool(facts.get("higher_is_better", facts["metric"] not in LOWER_IS_BETTER))
 
 
 def mean_above_chance(meta: dict[str, dict[str, Any]]) -> float | None:

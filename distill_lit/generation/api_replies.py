@@ -16,9 +16,7 @@ PROMPT_REFUSAL_CODES = ("content_filter", "content_policy_violation", "invalid_p
 
 
 class RequestsAborted(Exception):
-    """No further request makes sense; the message says why. is_cost_logged: the cost of the last is in the request log."""
-
-    is_cost_logged = False
+    """No further request makes sense; the message says why."""
 
 
 class MalformedReply(Exception):

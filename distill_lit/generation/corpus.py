@@ -29,6 +29,7 @@ from distill_lit.generation.prompts import (
     read_prompts,
 )
 from distill_lit.models import load_model, load_tokenizer, model_fingerprint, model_folder
+from distill_lit.models.drawing import sampling_metadata
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import cached_file_sha256, fingerprint
 from distill_lit.utils.progress import ProgressCallback
@@ -155,6 +156,7 @@ def _fingerprint_fields(key: str, generated: GeneratedConfig, writer: Generation
         facts["writer"] = {
             "files": {**model_fingerprint(folder), **_generation_config_hashes(folder)},
             "dtype": str(writer.dtype),
+            **sampling_metadata(generated.temperature),
         }
     else:
         facts["server"] = remote_fingerprint_fields(generated.remote)

@@ -11,11 +11,14 @@ RequestLogEntry = dict[str, Any]
 
 
 class ReplyLog(Protocol):
-    """Where replies go before the next request is sent. `entries`: {request key: reply} known at the start; `total_cost`:
-    sum of all costs so far."""
+    """Where replies go before the next request is sent. `entries`: {request key: reply} known at the start."""
 
     entries: dict[str, RequestLogEntry]
-    total_cost: float
+
+    @property
+    def total_cost(self) -> float:
+        """The sum of all costs so far."""
+        ...
 
     def add(self, entry: RequestLogEntry) -> None:
         """Keeps a reply, on disk. An entry without `key` is money spent on nothing usable."""

@@ -53,7 +53,7 @@ class Term(WeightedSum):
     kind: str
     weight: Schedule
     temperature: Schedule
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
     key: str = field(default="", compare=False, repr=False)  # what errors call it
 
     def facts(self) -> dict[str, Any]:
@@ -84,7 +84,7 @@ class FeatureTerm(WeightedSum):
     name: str
     kind: str
     weight: Schedule
-    options: Mapping[str, Any]
+    options: Mapping[str, Any] = field(hash=False)
     key: str = field(default="", compare=False, repr=False)  # what errors call it
 
     def facts(self) -> dict[str, Any]:

@@ -9,7 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+SAMPLING_VERSION = 2  # raise it when the same seed draws other tokens
 NUCLEUS_TOKENS = 256  # most probable tokens among which a nucleus is looked for before all are sorted
+
+
+def sampling_metadata(temperature: float) -> dict[str, int]:
+    """What beside the settings decides a text that is written here: how a seed draws. Nothing at temperature 0, where the
+    most probable tokens are the same whoever writes them."""
+    return {"sampling": SAMPLING_VERSION} if temperature else {}
 
 
 def draw_tokens(logits: Tensor, numbers: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from distill_lit.models.document_spans import document_spans, group_spans
+from distill_lit.models.document_spans import document_spans, group_spans, is_document_start
 
 SEGMENTS, FLEX, VARLEN = "segments", "flex", "varlen"
 KERNELS = (VARLEN, FLEX, SEGMENTS)  # the fastest first
@@ -56,11 +56,8 @@ class PackedRows:
     @functools.cached_property
     def cumulative_lengths(self) -> tuple[Tensor, int]:
         """((documents + 1,) int32, the longest): padding counts as documents."""
-        ids = self.document_ids
-        is_first = torch.ones_like(ids, dtype=torch.bool)
-        is_first[:, 1:] = ids[:, 1:] != ids[:, :-1]
-        starts = is_first.flatten().nonzero()[:, 0]
-        ends = torch.cat([starts, starts.new_tensor([ids.numel()])]).to(torch.int32)
+        starts = is_document_start(self.document_ids).flatten().nonzero()[:, 0]
+        ends = torch.cat([starts, starts.new_tensor([self.document_ids.numel()])]).to(torch.int32)
         return ends, int(ends.diff().max())
 
     def block_mask(self, window: int) -> Any:
@@ -220,8 +217,7 @@ def _flex_block_mask(document_ids: Tensor, window: int) -> Any:
 
     length = document_ids.shape[1]
     blocks, at = -(-length // FLEX_BLOCK), torch.arange(length, device=document_ids.device)
-    is_first = torch.ones_like(document_ids, dtype=torch.bool)
-    is_first[:, 1:] = document_ids[:, 1:] != document_ids[:, :-1]
+    is_first = is_document_start(document_ids)
     starts = (at * is_first).cummax(dim=1).values  # (B, T): where the document of each token begins
     if window:
         starts = starts.maximum(at - window + 1)

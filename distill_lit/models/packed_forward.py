@@ -135,7 +135,7 @@ def attention_windows(config: Any) -> dict[str, Callable[[Tensor], Tensor]]:
     chunk = getattr(text, "attention_chunk_size", None) or 1
     first: dict[str, Callable[[Tensor], Tensor]] = {
         "full_attention": lambda at: at * 0,
-        "sliding_attention": lambda at: at - window + 1,
+        "sliding_attention": lambda at: at - window + 1 if window else at * 0,
         "chunked_attention": lambda at: at // chunk * chunk,
     }
     kinds = getattr(text, "layer_types", None) or ["sliding_attention" if window else "full_attention"]
@@ -155,17 +155,11 @@ def _is_off(config: Any) -> bool:
 
 
 def _by_kind(model: Any, mask: Tensor, positions: Tensor) -> dict[str, Tensor]:
-    """The mask (B, 1, T, T) of each kind of attention that the model's config names."""
-    text = model.config.get_text_config()
-    kinds = set(text.layer_types)
-    masks = {"full_attention": mask}
-    if "sliding_attention" in kinds:
-        at = torch.arange(mask.shape[-1], device=mask.device)
-        masks["sliding_attention"] = mask & (at[:, None] - at < text.sliding_window)
-    if "chunked_attention" in kinds:
-        chunk = positions // text.attention_chunk_size
-        masks["chunked_attention"] = mask & (chunk[:, :, None] == chunk[:, None, :])[:, None]
-    return masks
+    """The mask (B, 1, T, T) of each kind of attention that the model's config names. positions: (B, T) within documents."""
+    return {
+        kind: mask & (positions[:, None] >= first(positions)[..., None])[:, None]
+        for kind, first in attention_windows(model.config).items()
+    }
 
 
 def format_attention_mask(model: Any, mask: Tensor) -> Tensor:

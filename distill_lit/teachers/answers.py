@@ -21,6 +21,7 @@ from distill_lit.generation.completions import Completion, read_completions
 from distill_lit.generation.corpus import remote_completions_folder
 from distill_lit.losses.targets import IGNORE_INDEX, TopKTarget
 from distill_lit.models import load_tokenizer
+from distill_lit.models.document_spans import document_ids_of, document_spans
 from distill_lit.teachers.base import TeacherCapabilities, TeacherContext, TeacherSource
 from distill_lit.teachers.registry import register_teacher
 from distill_lit.teachers.server_api import filling
@@ -33,12 +34,11 @@ LOGGED_TOKENS = 1000  # after which the share of tokens with alternatives is log
 Alternatives = list[tuple[str, float]]  # (bytes as latin-1, log-probability)
 
 
-class WrittenToken(NamedTuple):
-    """A token that the API wrote, by the bytes of the answer that it covers."""
+class _Answer(NamedTuple):
+    """alternatives: {the bytes (start, end) that a token covers of the answer's text: its alternatives}."""
 
-    start: int
-    end: int
-    alternatives: Alternatives
+    prompt: str
+    alternatives: dict[tuple[int, int], Alternatives]
 
 
 class AnswersTeacher:
@@ -53,16 +53,18 @@ class AnswersTeacher:
         """Raises UserError where no answer has alternatives, or the bytes of the student's tokens are not known."""
         self._bytes = token_bytes(tokenizer)
         self._ids = {data: token for token, data in reversed(list(enumerate(self._bytes))) if data}
-        self._answers: dict[bytes, list[Completion]] = {}
+        self._answers: dict[bytes, list[_Answer]] = {}
+        most = 0
         for completion in completions:
             if completion.alternatives:
-                self._answers.setdefault(completion.text.strip().encode(), []).append(completion)
+                answer = _Answer(completion.prompt.strip(), _alternatives_by_place(completion))
+                self._answers.setdefault(completion.text.strip().encode(), []).append(answer)
+                most = max(most, *(len(alternatives) for _, alternatives in completion.alternatives))
         if not self._answers:
             raise UserError(
                 "teacher.source: answers, and no answer came with alternatives; does the server give top_logprobs?"
             )
-        every = (token for found in self._answers.values() for one in found for token in one.alternatives)
-        self.tokens_per_position = 1 + max(len(alternatives) for _, alternatives in every)
+        self.tokens_per_position = 1 + most
         self.vocab_size = len(self._bytes)
         self._num_tokens = self._num_known = 0
 
@@ -72,15 +74,14 @@ class AnswersTeacher:
     def target(self, batch: Mapping[str, Tensor], loss_mask: Tensor) -> TopKTarget:
         """The alternatives at the N positions that `loss_mask` (B, T − 1) marks, or the labels alone."""
         ids, labels = batch["input_ids"].cpu().numpy(), batch["labels"].cpu().numpy()
-        documents = batch.get("document_ids", torch.ones_like(batch["input_ids"])).cpu().numpy()
         mask, rows = loss_mask.cpu().numpy(), []
-        for row in range(len(ids)):
-            known: dict[int, Alternatives] = {}
-            for number in range(1, int(documents[row].max(initial=0)) + 1):
-                columns = np.flatnonzero(documents[row] == number)
-                known |= self._known_tokens(ids[row], columns, labels[row] != IGNORE_INDEX)
-            rows += [self._entry(int(ids[row, column]), known.get(int(column))) for column in np.flatnonzero(mask[row]) + 1]
-            self._count(len(known), int(mask[row].sum()))
+        known: list[dict[int, Alternatives]] = [{} for _ in ids]
+        for span in document_spans(document_ids_of(batch)):
+            row = span.row
+            known[row] |= self._known_tokens(ids[row], span.columns, labels[row] != IGNORE_INDEX)
+        for row, found in enumerate(known):
+            rows += [self._entry(int(ids[row, column]), found.get(int(column))) for column in np.flatnonzero(mask[row]) + 1]
+            self._count(len(found), int(mask[row].sum()))
         best = torch.tensor([[token for token, _ in entry] for entry, _ in rows]).view(-1, self.tokens_per_position)
         logprobs = torch.tensor([[value for _, value in entry] for entry, _ in rows]).view(-1, self.tokens_per_position)
         target = TopKTarget(best.long(), logprobs, torch.tensor([own for _, own in rows]))
@@ -95,12 +96,12 @@ class AnswersTeacher:
         if not answers:
             return {}
         before = b"".join(self._bytes[token] for token in ids[: columns[0]]).decode(errors="replace")
-        answer = next((one for one in answers if one.prompt.strip() in before), answers[0])
+        answer = next((one for one in answers if one.prompt in before), answers[0])
         skipped = len(text) - len(text.lstrip())
         ends = np.cumsum([len(piece) for piece in pieces]) - skipped
-        by_place = {(token.start, token.end): token.alternatives for token in _written_tokens(answer)}
         places = zip(columns, ends - [len(piece) for piece in pieces], ends, strict=True)
-        return {int(at): by_place[start, end] for at, start, end in places if (start, end) in by_place and end > start}
+        known = answer.alternatives
+        return {int(at): known[start, end] for at, start, end in places if (start, end) in known and end > start}
 
     def _entry(self, label: int, alternatives: Alternatives | None) -> tuple[list[tuple[int, float]], float]:
         """(tokens with their log-probabilities in falling order, that of the label)."""
@@ -124,17 +125,17 @@ class AnswersTeacher:
             )
 
 
-def _written_tokens(answer: Completion) -> list[WrittenToken]:
+def _alternatives_by_place(answer: Completion) -> dict[tuple[int, int], Alternatives]:
     """The tokens of an answer by their places in its text, without blanks around it; none where they spell another."""
     pieces = [token.encode("latin-1") for token, _ in answer.alternatives]
     text = b"".join(pieces)
     if text.strip() != answer.text.strip().encode():
-        return []
+        return {}
     ends = np.cumsum([len(piece) for piece in pieces]) - (len(text) - len(text.lstrip()))
-    return [
-        WrittenToken(int(end) - len(piece), int(end), [(str(token), float(value)) for token, value in alternatives])
+    return {
+        (int(end) - len(piece), int(end)): alternatives
         for piece, end, (_, alternatives) in zip(pieces, ends, answer.alternatives, strict=True)
-    ]
+    }
 
 
 @register_teacher("answers")

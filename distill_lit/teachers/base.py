@@ -205,7 +205,7 @@ class TeacherSource(ABC):
 
     @abstractmethod
     def build(self, context: TeacherContext) -> Teacher | None:
-        """The teacher that a training asks; None where it asks none."""
+        """The teacher that a training asks; None where it asks none. All ranks call this, at the same time."""
 
     def describe(self, config: TeacherConfig) -> str:
         """What users call such a teacher, for messages."""

@@ -15,6 +15,7 @@ from torch import Tensor
 from distill_lit.config import TeacherConfig
 from distill_lit.losses.targets import CrossTokenizerTarget, SpanTarget
 from distill_lit.models import load_tokenizer
+from distill_lit.models.document_spans import document_ids_of, document_spans
 from distill_lit.models.packing_check import hidden_states_of_texts
 from distill_lit.models.position_limits import position_limit
 from distill_lit.models.vocabulary import check_ids
@@ -82,13 +83,9 @@ class CrossTokenizerTeacher:
     def target(self, batch: dict[str, Tensor], loss_mask: Tensor) -> CrossTokenizerTarget:
         """What it says of the positions that `loss_mask` (B, T − 1) marks, on the spans that both tokenizers cut alike."""
         self.online_teacher.check_frozen()
-        ids, documents = batch["input_ids"].cpu().numpy(), batch["document_ids"].cpu().numpy()
-        pieces = [
-            piece
-            for row in range(len(ids))
-            for number in range(1, int(documents[row].max()) + 1)
-            if (piece := self._align_document(row, ids[row], np.flatnonzero(documents[row] == number))) is not None
-        ]
+        ids, spans = batch["input_ids"].cpu().numpy(), document_spans(document_ids_of(batch))
+        aligned = (self._align_document(one.row, ids[one.row], one.columns) for one in spans)
+        pieces = [piece for piece in aligned if piece is not None]
         return self._collect(pieces, loss_mask)
 
     def _align_document(self, row: int, ids: np.ndarray, columns: np.ndarray) -> AlignedDocument | None:

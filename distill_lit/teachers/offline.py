@@ -62,6 +62,7 @@ from distill_lit.models.activations import HIDDEN_STATES, Activations, LayersByK
 from distill_lit.models.loading import torch_dtype
 from distill_lit.models.sharding import broadcast_tensor
 from distill_lit.teachers.base import CachedTeacherSource, CacheRows, TeacherCapabilities, TeacherContext
+from distill_lit.teachers.cache_shards import LAST_HIDDEN_STATE, HiddenStateShards, SparseShards, layer_array_name
 from distill_lit.teachers.compression import (
     CACHE_HIDDEN_STATES,
     CACHE_HIDDEN_STATES_INT8,
@@ -72,18 +73,15 @@ from distill_lit.teachers.compression import (
 )
 from distill_lit.teachers.registry import register_teacher
 from distill_lit.teachers.teacher_cache import (
-    LAST_HIDDEN_STATE,
-    HiddenStateShards,
-    SparseShards,
     check_teacher_cache,
     is_teacher_cache_complete,
-    layer_array_name,
     measure_bytes_per_token,
     read_cache_format,
     teacher_cache_folder,
     teacher_cache_metadata,
     write_teacher_cache,
 )
+from distill_lit.utils.distributed.ranks import broadcast_from_rank_zero
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.progress import ProgressCallback
 
@@ -219,7 +217,8 @@ class OfflineSource(CachedTeacherSource):
         the teacher may have changed behind its path."""
         rows, cache_format, model = context.data, _cache_format(context.config.teacher), context.load_model()
         folder = teacher_cache_folder(_metadata(context))
-        if not is_teacher_cache_complete(folder, len(rows.train) + len(rows.validation)):
+        num_rows = len(rows.train) + len(rows.validation)
+        if not broadcast_from_rank_zero(lambda: is_teacher_cache_complete(folder, num_rows)):
             if context.is_sharded:  # of several ranks, only the first has its weights
                 raise UserError(f"the teacher cache {folder} is incomplete; run the run that writes it again")
             _write(model, context)

@@ -1,6 +1,6 @@
 """What a server has said, on disk before the next request goes out: nothing is asked, or paid for, twice."""
 
-from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +8,7 @@ from safetensors.numpy import load_file, save_file
 
 from distill_lit.generation.request_log import RequestLogEntry
 from distill_lit.teachers.server_api import TopKScores
-from distill_lit.utils.files import atomic_write, read_jsonl
+from distill_lit.utils.files import atomic_write, parse_jsonl
 from distill_lit.utils.shards import append_line
 
 COSTS = "costs.jsonl"
@@ -20,7 +20,18 @@ class ScoreStore:
     def __init__(self, folder: Path) -> None:
         """`folder` need not exist."""
         self.folder, self.entries = folder, dict[str, RequestLogEntry]()
-        self.total_cost = sum(float(line.get("cost", 0.0)) for line in read_jsonl(folder / COSTS))
+        self._cost, self._bytes_read = 0.0, 0  # of the costs on disk
+
+    @property
+    def total_cost(self) -> float:
+        """The sum of all costs so far, also of other processes that ask now: only what is new on disk is read."""
+        with suppress(FileNotFoundError), (self.folder / COSTS).open("rb") as file:
+            file.seek(self._bytes_read)
+            content = file.read()
+            whole_lines = content[: content.rfind(b"\n") + 1]  # the last may be on its way
+            self._cost += sum(float(line.get("cost", 0.0)) for line in parse_jsonl(whole_lines))
+            self._bytes_read += len(whole_lines)
+        return self._cost
 
     def add(self, entry: RequestLogEntry) -> None:
         """Keeps a reply and what it cost."""
@@ -31,7 +42,6 @@ class ScoreStore:
         if entry["cost"]:
             self.folder.mkdir(parents=True, exist_ok=True)
             append_line(self.folder / COSTS, {"key": entry["key"], "cost": entry["cost"]})
-            self.total_cost += entry["cost"]
 
     def holds(self, key: str) -> bool:
         """Whether a request has been answered."""
@@ -40,11 +50,6 @@ class ScoreStore:
     def read(self, key: str) -> TopKScores:
         """The answer to a request."""
         return TopKScores(**load_file(self._path(key)))
-
-    def remove(self, keys: Iterable[str]) -> None:
-        """Forgets answers that are kept elsewhere now."""
-        for key in keys:
-            self._path(key).unlink(missing_ok=True)
 
     def _path(self, key: str) -> Path:
         return self.folder / key[:2] / f"{key}.safetensors"

@@ -34,21 +34,23 @@ from torch import Tensor
 
 from distill_lit.config import TeacherConfig
 from distill_lit.data import PackedDataset
+from distill_lit.data.packing import ChainedRows
 from distill_lit.generation.api_connection import check_api_key, check_asked_model, check_connection
 from distill_lit.losses.targets import TeacherTarget, TopKTarget
 from distill_lit.models import load_tokenizer
+from distill_lit.models.document_spans import document_ids_of
 from distill_lit.models.vocabulary import load_unpadded_vocab_size
 from distill_lit.teachers.base import CachedTeacherSource, CacheRows, TeacherCapabilities, TeacherContext
+from distill_lit.teachers.cache_shards import shard_rows
 from distill_lit.teachers.compression import CACHE_TOP_K, TeacherCacheFormat, top_k_arrays
 from distill_lit.teachers.offline import OfflineTeacher
 from distill_lit.teachers.online import OnlineTeacher
 from distill_lit.teachers.registry import register_teacher
-from distill_lit.teachers.server import SupervisedDocument, TeacherServer, supervised_documents
+from distill_lit.teachers.server import ScoreRequest, SupervisedDocument, TeacherServer, supervised_documents
 from distill_lit.teachers.server_api import WHOLE_DISTRIBUTION, TopKScores
 from distill_lit.teachers.teacher_cache import (
     is_teacher_cache_complete,
     measure_bytes_per_token,
-    shard_rows,
     teacher_cache_folder,
     teacher_cache_metadata,
 )
@@ -81,13 +83,14 @@ class ServedTeacher:
 
     def prefetch(self, batch: dict[str, Tensor]) -> None:
         """Begins to ask about a batch of packed rows. What fails is asked again by the `target` that needs it."""
-        self._thread.submit(self.server.ask, _documents(batch, batch["labels"][:, 1:] >= 0))
+        documents = _documents(batch, batch["labels"][:, 1:] >= 0)
+        self._thread.submit(lambda: self.server.ask(self.server.requests(documents)))
 
     def target(self, batch: dict[str, Tensor], loss_mask: Tensor) -> TopKTarget:
         """The k most probable tokens at the N positions that `loss_mask` (B, T − 1) marks."""
-        documents = _documents(batch, loss_mask)
-        self._thread.submit(self.server.ask, documents).result()  # after what is on its way, which it need not ask again
-        scores = self.server.read(documents)
+        requests = self.server.requests(_documents(batch, loss_mask))
+        self._thread.submit(self.server.ask, requests).result()  # after what is on its way, which it need not ask again
+        scores = self.server.read(requests)
         ids, logprobs, labels = (torch.from_numpy(array).to(loss_mask.device) for array in scores)
         return TopKTarget(ids.long(), logprobs, labels)
 
@@ -118,17 +121,9 @@ class LocallyValidatedTeacher:
 def _documents(batch: Mapping[str, Tensor], loss_mask: Tensor) -> list[SupervisedDocument]:
     """The documents of a batch with tokens to predict; without packing one a row."""
     ids = batch["input_ids"].cpu().numpy()
-    whole = batch.get("attention_mask")
-    numbers = (
-        batch["document_ids"]
-        if "document_ids" in batch
-        else torch.ones_like(batch["input_ids"])
-        if whole is None
-        else whole
-    )
     is_supervised = np.zeros(ids.shape, dtype=bool)
     is_supervised[:, 1:] = loss_mask.cpu().numpy()
-    return supervised_documents(ids, numbers.cpu().numpy(), is_supervised)
+    return supervised_documents(ids, document_ids_of(batch).cpu().numpy(), is_supervised)
 
 
 @register_teacher("served")
@@ -228,8 +223,9 @@ def _cache_format(server: TeacherServer) -> TeacherCacheFormat:
 
 def _cached_teacher(context: TeacherContext, server: TeacherServer) -> OfflineTeacher:
     folder, rows = _cache_folder(context, server), _all_rows(context)
-    if not is_teacher_cache_complete(folder, len(rows)):
-        folder = _write(context, server)
+    with rank_zero_first():  # the others find it complete
+        if not is_teacher_cache_complete(folder, len(rows)):
+            _write(context, server)
     return OfflineTeacher(folder, rows, None, 0, _cache_format(server))
 
 
@@ -237,7 +233,7 @@ def _all_rows(context: TeacherContext) -> PackedDataset:
     """The rows that the server is asked about: training and held-out ones, one after the other, as batches number them."""
     if context.config.teacher.server.local_validation:
         return context.data.train
-    return PackedDataset.concatenate([context.data.train, context.data.validation])
+    return ChainedRows([context.data.train, context.data.validation])
 
 
 def _metadata(context: TeacherContext, server: TeacherServer) -> dict[str, Any]:
@@ -256,28 +252,28 @@ def _write(context: TeacherContext, server: TeacherServer, progress: ProgressCal
     folder, rows = _cache_folder(context, server), _all_rows(context)
     if is_teacher_cache_complete(folder, len(rows)):
         return folder
-    shards, asked = Shards(folder), set[str]()
+    shards = Shards(folder)
     parts, total = shard_rows(CACHE_TOP_K, len(rows)), len(rows) * rows.sequence_length
     for start in range(0, len(parts), SHARDS_PER_WAVE):
         wave = [(name, numbers) for name, numbers in parts[start : start + SHARDS_PER_WAVE]]
-        missing = {name: _documents_of_rows(rows, numbers) for name, numbers in wave if not shards.is_intact(name)}
-        documents = [document for found in missing.values() for document in found]
+        missing = {
+            name: server.requests(_documents_of_rows(rows, numbers)) for name, numbers in wave if not shards.is_intact(name)
+        }
+        requests = [request for found in missing.values() for request in found]
         before = wave[0][1][0] * rows.sequence_length
         tokens = (wave[-1][1][-1] + 1) * rows.sequence_length - before
 
-        def advance(done: int, before: int = before, tokens: int = tokens, count: int = max(1, len(documents))) -> None:
+        def advance(done: int, before: int = before, tokens: int = tokens, count: int = max(1, len(requests))) -> None:
             if progress:
                 progress("cache", before + int(tokens * min(1.0, done / count)), total, "tokens")
 
-        server.ask(documents, advance)
+        server.ask(requests, advance)
         shards.write_missing(
-            {name: functools.partial(_write_shard, server=server, documents=found) for name, found in missing.items()}
+            {name: functools.partial(_write_shard, server=server, requests=found) for name, found in missing.items()}
         )
-        asked |= {server.key(document) for document in documents}
-        advance(len(documents))
+        advance(len(requests))
     facts = {"cache_format": _cache_format(server).metadata(), "rows": len(rows), "shards": [name for name, _ in parts]}
     shards.write_manifest({**_metadata(context, server), **facts})
-    server.store.remove(asked)  # the shards hold it now
     return folder
 
 
@@ -286,7 +282,7 @@ def _documents_of_rows(rows: PackedDataset, numbers: Sequence[int]) -> list[Supe
     return supervised_documents(part.input_ids, part.document_ids, part.loss_mask)
 
 
-def _write_shard(path: Path, *, server: TeacherServer, documents: list[SupervisedDocument]) -> None:
-    scores: TopKScores = server.read(documents)
+def _write_shard(path: Path, *, server: TeacherServer, requests: list[ScoreRequest]) -> None:
+    scores: TopKScores = server.read(requests)
     ids, logprobs, labels = (torch.from_numpy(array) for array in scores)
     save_file(top_k_arrays(ids, logprobs, labels, server.vocab_size), path)

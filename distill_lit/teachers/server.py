@@ -18,6 +18,7 @@ from distill_lit.generation.api_client import API
 from distill_lit.generation.api_connection import send_requests
 from distill_lit.generation.api_replies import RequestsAborted
 from distill_lit.generation.request_log import request_key
+from distill_lit.models.document_spans import document_spans
 from distill_lit.teachers.score_store import MemoryReplies, ScoreStore
 from distill_lit.teachers.server_api import (
     WHOLE_DISTRIBUTION,
@@ -54,21 +55,25 @@ class SupervisedDocument(NamedTuple):
     is_supervised: np.ndarray
 
 
+class ScoreRequest(NamedTuple):
+    """What a server is asked about a document. key: under which its answer is kept."""
+
+    key: str
+    body: dict[str, Any]
+    is_supervised: np.ndarray
+
+
 def supervised_documents(
     input_ids: np.ndarray, document_ids: np.ndarray, is_supervised: np.ndarray
 ) -> list[SupervisedDocument]:
     """The documents that hold supervised tokens, row by row. All arrays (rows, T); document 0 is padding."""
     found = []
-    for row, (ids, numbers, mask) in enumerate(zip(input_ids, document_ids, is_supervised, strict=True)):
-        for number in range(1, int(numbers.max(initial=0)) + 1):
-            columns = np.flatnonzero(numbers == number)
-            supervised = np.flatnonzero(mask[columns])
-            if len(supervised):
-                first, end = int(supervised[0]), int(supervised[-1]) + 1
-                kept = columns[:end]
-                found.append(
-                    SupervisedDocument(row, int(columns[0]), ids[kept].tolist(), first, mask[kept[first:]].astype(bool))
-                )
+    for span in document_spans(document_ids):
+        ids, mask = (array[span.row, span.columns] for array in (input_ids, is_supervised))
+        supervised = np.flatnonzero(mask)
+        if len(supervised):
+            first, end = int(supervised[0]), int(supervised[-1]) + 1
+            found.append(SupervisedDocument(span.row, span.start, ids[:end].tolist(), first, mask[first:end].astype(bool)))
     return found
 
 
@@ -107,31 +112,27 @@ class TeacherServer:
         self._check_top_k()
         return known
 
-    def ask(self, documents: Iterable[SupervisedDocument], on_reply: Callable[[int], Any] = lambda count: None) -> int:
-        """Has everything in the store that it says of these documents; how many requests that took. Raises UserError where
-        the server fails; what it has answered is kept."""
-        requests = {self.key(document): self._request(document) for document in documents}
-        missing = [request for key, request in requests.items() if not self.store.holds(key)]
-        self._send(missing, self.store, on_reply)
-        return len(missing)
+    def requests(self, documents: Iterable[SupervisedDocument]) -> list[ScoreRequest]:
+        """What it is asked about each document."""
+        bodies = [(score_request(self.config.model, one.ids, one.first, self.top_k), one) for one in documents]
+        return [ScoreRequest(request_key(body), body, document.is_supervised) for body, document in bodies]
 
-    def key(self, document: SupervisedDocument) -> str:
-        """Under which the answer about a document is kept."""
-        return request_key(self._request(document))
+    def ask(self, requests: Iterable[ScoreRequest], on_reply: Callable[[int], Any] = lambda count: None) -> None:
+        """Has everything in the store that it says of these. Raises UserError where the server fails; what it has answered
+        is kept."""
+        bodies = {request.key: request.body for request in requests}
+        self._send({key: body for key, body in bodies.items() if not self.store.holds(key)}, self.store, on_reply)
 
-    def read(self, documents: Sequence[SupervisedDocument]) -> TopKScores:
+    def read(self, requests: Iterable[ScoreRequest]) -> TopKScores:
         """What it said of the supervised tokens of documents, one after the other."""
         parts = []
-        for document in documents:
-            scores = self.store.read(self.key(document))
-            parts.append(TopKScores(*(array[document.is_supervised] for array in scores)))
+        for request in requests:
+            scores = self.store.read(request.key)
+            parts.append(TopKScores(*(array[request.is_supervised] for array in scores)))
         if not parts:
             empty = np.zeros((0, self.tokens_per_position))
             return TopKScores(empty.astype(np.int32), empty.astype(np.float32), np.zeros(0, np.float32))
         return TopKScores(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
-
-    def _request(self, document: SupervisedDocument) -> dict[str, Any]:
-        return score_request(self.config.model, document.ids, document.first, self.top_k)
 
     @property
     def _identity_path(self) -> Path:
@@ -145,14 +146,15 @@ class TeacherServer:
 
     def _send(
         self,
-        requests: list[dict[str, Any]],
+        requests: dict[str, dict[str, Any]],
         replies: ScoreStore | MemoryReplies,
         on_reply: Callable[[int], Any] = lambda count: None,
     ) -> None:
-        """Has requests answered. A server that the experiment runs itself is waited for, also while it is started again."""
+        """Has requests answered, {key: request}. A server that the experiment runs itself is waited for, also while it is
+        started again."""
         service = self.config.service
         for restart in range(service.max_restarts + 1):
-            missing = [request for request in requests if not replies.holds(request_key(request))]
+            missing = [request for key, request in requests.items() if not replies.holds(key)]
             if not missing:
                 return
             connection = self._connection()
@@ -183,8 +185,8 @@ class TeacherServer:
     def _ask_now(self, ids: Sequence[int], first: int, top_k: int) -> TopKScores:
         """An answer that is not kept."""
         request, replies = score_request(self.config.model, ids, first, top_k), MemoryReplies()
-        self._send([request], replies)
-        scores: TopKScores = replies.reply(request_key(request))["scores"]
+        self._send({(key := request_key(request)): request}, replies)
+        scores: TopKScores = replies.reply(key)["scores"]
         return scores
 
     def _check_same_model(self, known: Sequence[float], said: Sequence[float]) -> None:
@@ -253,7 +255,7 @@ class TeacherServer:
     def _differing(self, sequences: Sequence[Sequence[int]]) -> list[int]:
         """Which sequences of tokens are another text on the server."""
         requests = [{"model": self.config.model, "tokens": list(ids), "prompt": [], "max_tokens": 0} for ids in sequences]
-        replies = MemoryReplies()
-        self._send(requests, replies)
-        texts = [replies.reply(request_key(request))["text"] for request in requests]
+        keys, replies = [request_key(request) for request in requests], MemoryReplies()
+        self._send(dict(zip(keys, requests, strict=True)), replies)
+        texts = [replies.reply(key)["text"] for key in keys]
         return [i for i, (ids, text) in enumerate(zip(sequences, texts, strict=True)) if self.tokenizer.decode(ids) != text]

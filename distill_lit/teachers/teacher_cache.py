@@ -1,4 +1,4 @@
-"""Writing a teacher cache, and reading its shards. What it is good for is told at the top of `teachers/offline.py`."""
+"""Writing a teacher cache. What it is good for is told at the top of `teachers/offline.py`."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -7,25 +7,23 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors import safe_open
 from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import save_file
 from torch import Tensor
 
 from distill_lit.data import PackedDataset, TeacherDocuments
 from distill_lit.data.loader import make_batch
+from distill_lit.data.packing import ChainedRows
 from distill_lit.losses.lm_head import LMHead, get_lm_head
 from distill_lit.models.activations import HIDDEN_STATES, Activations, capture_activations
 from distill_lit.models.packed_forward import PackedBatch
 from distill_lit.models.packing_check import last_hidden_state
+from distill_lit.teachers.cache_shards import LAST_HIDDEN_STATE, SHARD_ROWS, layer_array_name, shard_rows
 from distill_lit.teachers.compression import (
     CACHE_HIDDEN_STATES,
-    CACHE_HIDDEN_STATES_INT8,
     INT8_SCALE,
-    CompressedArrays,
     TeacherCacheFormat,
     compress_logprobs,
-    from_int8,
     round_to_int8,
 )
 from distill_lit.teachers.prompted import hidden_states_with_prompt
@@ -42,12 +40,10 @@ from distill_lit.utils.progress import ProgressCallback
 from distill_lit.utils.seeding import derive_seed
 from distill_lit.utils.shards import Shards
 
-SHARD_ROWS = 64
 SHARD_VERSION = 3  # raise when the bytes of a shard change their meaning
 HIDDEN_STATES_ONLY = TeacherCacheFormat()
 COMPRESSION_CHUNK_TOKENS = 256  # whose whole distributions are in memory at a time
 ShardWriter = Callable[[Path | None], None]  # None: another rank writes, this one only takes part
-LAST_HIDDEN_STATE = "hidden_states"  # the array of that name in a shard; those of layers: `layer_array_name`
 
 
 def teacher_cache_metadata(
@@ -180,7 +176,7 @@ def _shard_writers(
     """{name of a shard: function that writes its file}."""
     states = functools.partial(_write_hidden_states, reader=reader)
     if cache_format.kind == CACHE_HIDDEN_STATES:
-        rows = PackedDataset.concatenate([train, validation])
+        rows = ChainedRows([train, validation])
         write = functools.partial(states, rows=rows, layers=cache_format.hidden_layers)
         return {name: functools.partial(write, numbers=part) for name, part in shard_rows(CACHE_HIDDEN_STATES, len(rows))}
     if cache_format.is_dense:
@@ -234,21 +230,6 @@ def measure_bytes_per_token(folder: Path, train: PackedDataset, cache_format: Te
     return format_bytes / max(tokens, 1)
 
 
-def shard_rows(prefix: str, rows: int) -> list[tuple[str, range]]:
-    """[(name of a shard, its rows)]."""
-    starts = range(0, rows, SHARD_ROWS)
-    return [(_shard_name(prefix, i), range(start, min(start + SHARD_ROWS, rows))) for i, start in enumerate(starts)]
-
-
-def _shard_name(prefix: str, number: int) -> str:
-    return f"{prefix}-{number:05d}.safetensors"
-
-
-def layer_array_name(layer: int) -> str:
-    """The array in a shard that holds the hidden states behind a layer."""
-    return f"layer-{layer}"
-
-
 def _write_hidden_states(
     path: Path | None,
     *,
@@ -294,63 +275,3 @@ def _write_sparse(
             written.append(compress_logprobs(logprobs, labels[chunk], cache_format, generator))
     if path is not None:
         save_arrays({name: np.concatenate([arrays[name] for arrays in written]) for name in written[0]}, path)
-
-
-class HiddenStateShards:
-    """Hidden states (T, D) of rows, last ones and those behind layers. first_row: the number of the first row held here."""
-
-    def __init__(self, folder: Path, first_row: int = 0, kind: str = CACHE_HIDDEN_STATES) -> None:
-        self.first_row, self.kind = first_row, kind
-        self._read_slice = _ShardReader(folder, kind, "pt")
-
-    def read(self, array: str, rows: Tensor) -> Tensor:
-        """An array of all shards, for rows (B,): (B, T, D), on their device."""
-        if self.kind == CACHE_HIDDEN_STATES_INT8:
-            return from_int8(self._read(array, rows), self._read(INT8_SCALE, rows))
-        return self._read(array, rows)
-
-    def _read(self, array: str, rows: Tensor) -> Tensor:
-        positions = [divmod(n, SHARD_ROWS) for n in (rows - self.first_row).tolist()]
-        parts = [self._read_slice(shard, array, row, row + 1) for shard, row in positions]
-        return torch.cat(parts).to(rows.device)
-
-
-class SparseShards:
-    """What was kept of the supervised tokens of training rows."""
-
-    def __init__(self, folder: Path, train: PackedDataset, cache_format: TeacherCacheFormat) -> None:
-        self._supervised_per_row = train.targets_per_row
-        self._offsets = _offsets_within_shards(self._supervised_per_row)
-        self._read_slice = _ShardReader(folder, cache_format.kind, "numpy")
-
-    def read(self, rows: list[int], is_supervised: list[bool]) -> CompressedArrays:
-        """The arrays of rows, one after the other; nothing of those that are not supervised in this batch."""
-        parts = [self._read_row(row, flag) for row, flag in zip(rows, is_supervised, strict=True)]
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-    def _read_row(self, row: int, is_supervised: bool) -> CompressedArrays:
-        shard, start = row // SHARD_ROWS, self._offsets[row]
-        end = start + self._supervised_per_row[row] * is_supervised
-        return {name: self._read_slice(shard, name, start, end) for name in self._read_slice.names(shard)}
-
-
-def _offsets_within_shards(supervised_per_row: np.ndarray) -> np.ndarray:
-    """Where each row's first supervised token is in the arrays of its shard. supervised_per_row: (rows,)."""
-    before = np.cumsum(supervised_per_row) - supervised_per_row
-    within: np.ndarray = before - before[np.arange(len(supervised_per_row)) // SHARD_ROWS * SHARD_ROWS]
-    return within
-
-
-class _ShardReader:
-    """Slices of the arrays of shards, which stay on disk; the most recent files are kept open."""
-
-    def __init__(self, folder: Path, prefix: str, framework: str) -> None:
-        self._open = functools.lru_cache(maxsize=256)(
-            lambda shard: safe_open(folder / _shard_name(prefix, shard), framework=framework)
-        )
-
-    def __call__(self, shard: int, name: str, start: int, end: int) -> Any:
-        return self._open(shard).get_slice(name)[int(start) : int(end)]
-
-    def names(self, shard: int) -> list[str]:
-        return list(self._open(shard).keys())

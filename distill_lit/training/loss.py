@@ -45,6 +45,7 @@ from distill_lit.losses import (
 from distill_lit.losses.lm_head import get_lm_head
 from distill_lit.losses.targets import IGNORE_INDEX, CrossTokenizerTarget
 from distill_lit.models.activations import Activations, LayersByKind, capture_activations
+from distill_lit.models.document_spans import document_ids_of
 from distill_lit.models.packing_check import last_hidden_state
 from distill_lit.teachers import HiddenStateTeacher, OnlineTeacher, Teacher
 from distill_lit.training.feature_alignment import FeatureAlignment
@@ -239,13 +240,6 @@ def shared_vocab_size(student: Any, teacher: Any) -> int:
             "the lm_heads have %s rows; the first %d tokens are compared, one tokenizer is assumed", rows, min(rows)
         )
     return min(rows)
-
-
-def document_ids_of(batch: Batch) -> Tensor:
-    """(B, T) int64: 1, 2, … for the documents of packed rows, 0 for padding; without packing one document a row."""
-    if "document_ids" in batch:
-        return batch["document_ids"]
-    return batch["attention_mask"].long() if "attention_mask" in batch else torch.ones_like(batch["input_ids"])
 
 
 def check_batch(batch: Any) -> None:

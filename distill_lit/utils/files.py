@@ -223,9 +223,14 @@ def read_json(path: Path) -> Any:
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The JSON objects of a file with one a line. One cut short by a crash, damaged, or no object counts for nothing."""
+    """The JSON objects of a file with one a line, as `parse_jsonl` finds them; none where there is no file."""
+    return parse_jsonl(path.read_bytes()) if path.is_file() else []
+
+
+def parse_jsonl(content: bytes) -> list[dict[str, Any]]:
+    """The JSON objects of lines. One cut short by a crash, damaged, or no object counts for nothing."""
     objects = []
-    for line in path.read_bytes().split(b"\n") if path.is_file() else []:
+    for line in content.split(b"\n"):
         try:
             value = json.loads(line.decode("utf-8"))
         except (ValueError, RecursionError):

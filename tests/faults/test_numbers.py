@@ -24,7 +24,7 @@ from distill_lit.losses import build_objective, fused_linear_loss
 from distill_lit.losses.lm_head import get_lm_head
 from distill_lit.models import check_same_vocabulary, load_model, load_tokenizer, model_fingerprint
 from distill_lit.models.packing_check import last_hidden_state
-from distill_lit.teachers import OfflineTeacher, OnlineTeacher
+from distill_lit.teachers import OfflineTeacher, OnlineTeacher, cache_shards
 from distill_lit.teachers import teacher_cache as cached
 from distill_lit.teachers.compression import CACHE_TOP_K, TeacherCacheFormat
 from distill_lit.training.checkpoint import checkpoint_step, list_checkpoints, load_checkpoint_weights_only, read_best
@@ -228,7 +228,7 @@ def test_14_numbers_as_text_in_a_file_are_refused(file: Path, tmp_path: Path) ->
 def test_15_a_corrupt_shard_is_found_and_only_it_is_rebuilt(
     tmp_path: Path, dropping_teacher: Path, prepared: data.PreparedData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cached, "SHARD_ROWS", 16)
+    monkeypatch.setattr(cache_shards, "SHARD_ROWS", 16)
     model, total = load_model(dropping_teacher), len(prepared.train) + len(prepared.validation)
     cached.write_teacher_cache(tmp_path, model, prepared.train, prepared.validation, 4)
     shards = sorted(tmp_path.glob("hidden_states-*.safetensors"))

@@ -102,7 +102,7 @@ def test_text_that_is_not_prepared_is_counted_by_its_bytes(tmp_path: Path, tiny_
 def test_text_that_nobody_can_count_is_unknown_not_nothing(
     tmp_path: Path, tiny_teacher: Path, tiny_corpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("distill_lit.data.pipeline.MAX_BYTES_TO_COUNT", 10)
+    monkeypatch.setattr("distill_lit.data.corpus_counts.MAX_BYTES_TO_COUNT", 10)
     assert estimate_of(load(tmp_path, tiny_teacher, tiny_corpus)) is None
     capped = estimate_of(load(tmp_path, tiny_teacher, tiny_corpus, "data.max_tokens=512"))
     assert capped is not None

@@ -1,5 +1,6 @@
 """Each model × task × settings is evaluated once ever; what is damaged is noticed and done again."""
 
+import dataclasses
 import shutil
 import threading
 from pathlib import Path
@@ -14,8 +15,10 @@ from distill_lit.evaluation import cache as store
 from distill_lit.evaluation import evaluator as evaluate
 from distill_lit.evaluation import prefix_tree_lm as harness
 from distill_lit.evaluation.evaluator import EvaluationResult, evaluate_model
+from distill_lit.evaluation.generation_settings import GenerationSettings
 from distill_lit.evaluation.task_index import built_in_index
 from distill_lit.evaluation.tasks import resolve_tasks
+from distill_lit.models import drawing
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import cache_root
 
@@ -118,6 +121,18 @@ def test_versions_count(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     other_version = world.key()
     monkeypatch.setattr(store, "RECORDS_FORMAT_VERSION", store.RECORDS_FORMAT_VERSION + 1)
     assert len({before, other_version, world.key()}) == 3
+
+
+@pytest.mark.parametrize(("temperature", "is_new"), [(0.7, True), (0.0, False)])
+def test_answers_that_are_drawn_otherwise_are_other_answers(
+    world: World, monkeypatch: pytest.MonkeyPatch, temperature: float, is_new: bool
+) -> None:
+    settings = world.settings("first")
+    written = GenerationSettings(1, temperature > 0, temperature, None, 16, {})
+    spec = dataclasses.replace(resolve_tasks(settings, "pypi")[0], generation=written)
+    before = store.evaluation_cache_key("model", spec, settings)
+    monkeypatch.setattr(drawing, "SAMPLING_VERSION", 99)
+    assert (store.evaluation_cache_key("model", spec, settings) != before) == is_new
 
 
 @pytest.mark.parametrize("damage", ["flipped", "truncated", "no_meta", "no_rows", "not_json"])

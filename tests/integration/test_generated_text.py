@@ -17,7 +17,15 @@ from helpers.tiny_data import save_tokenizer, write_lines
 from helpers.warm_processes import MAY_BE_WARM
 
 from distill_lit import data
-from distill_lit.config import CorpusConfig, DataConfig, FiltersConfig, GeneratedConfig, PromptsConfig, load_experiment
+from distill_lit.config import (
+    CorpusConfig,
+    DataConfig,
+    FiltersConfig,
+    GeneratedConfig,
+    PromptsConfig,
+    RemoteConfig,
+    load_experiment,
+)
 from distill_lit.config.roles import Role
 from distill_lit.experiment.fingerprint import corpus_fingerprint_fields, validation_data_fingerprint
 from distill_lit.experiment.plan import plan_runs
@@ -42,7 +50,7 @@ from distill_lit.generation.local import encode_prompt, generate_locally
 from distill_lit.generation.perplexity import mean_completion_logprobs
 from distill_lit.generation.prompts import Prompt, read_prompts
 from distill_lit.generation.sampling import SamplingParams, generate_batch, get_eos_token_ids
-from distill_lit.models import load_model, load_tokenizer
+from distill_lit.models import drawing, load_model, load_tokenizer
 from distill_lit.models.vocabulary import unpadded_vocab_size
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import hashes_of, read_json
@@ -417,6 +425,27 @@ def test_more_documents_are_those_of_fewer_and_others(tmp_path: Path) -> None:
     assert len(few) == 7 and len(more) == 19
     assert set(few) < set(more) < set(every)
     assert more == sorted(more)
+
+
+@pytest.mark.parametrize(("temperature", "is_new"), [(0.7, True), (0.0, False)])
+def test_text_that_is_drawn_otherwise_is_other_text(
+    tmp_path: Path, chatty: Path, monkeypatch: pytest.MonkeyPatch, temperature: float, is_new: bool
+) -> None:
+    """The most probable tokens are the same whoever writes them, and a server draws as it did before."""
+    path, writer = questions(tmp_path), GenerationContext(f"file:{chatty}", torch.float32)
+    config = load_experiment(ROOT / "experiments/sequence_level.yaml")
+    here = settings(path, temperature=temperature)
+    served = settings(path, temperature=0.7, remote=RemoteConfig(base_url="http://127.0.0.1:1/v1", model="m"))
+
+    def identities(generated: GeneratedConfig) -> list[object]:
+        corpus = CorpusConfig(generated=generated)
+        return [generated_corpus_path("a", generated, writer, "pypi"), corpus_fingerprint_fields(corpus, config)]
+
+    before = [identities(generated) for generated in (here, served)]
+    monkeypatch.setattr(drawing, "SAMPLING_VERSION", 99)
+    after = [identities(generated) for generated in (here, served)]
+    assert [old != new for old, new in zip(before[0], after[0], strict=True)] == [is_new, is_new]
+    assert after[1] == before[1]
 
 
 def test_how_a_model_says_it_generates_belongs_to_its_answers(tmp_path: Path, chatty: Path) -> None:

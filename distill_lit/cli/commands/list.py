@@ -78,7 +78,7 @@ def _students() -> Iterable[Line]:
 
 
 def _tasks() -> Iterable[Line]:
-    from distill_lit.evaluation.tasks import TASK_GROUPS, load_task_index
+    from distill_lit.evaluation.task_names import TASK_GROUPS, load_task_index
 
     for name, members in TASK_GROUPS.items():
         yield name, f"group of ours: {', '.join(members)}"

@@ -4,6 +4,7 @@ The kernel knows nine parts, `KernelPart`. Divergences may be softened, all by o
 teacher and student share one mixture. An objective of anything else is left to PyTorch.
 """
 
+import functools
 import inspect
 from enum import IntEnum
 from typing import Any, NamedTuple
@@ -62,6 +63,7 @@ class _TermParts(NamedTuple):
     centers: bool | None = None
 
 
+@functools.lru_cache(maxsize=64)  # asked in every micro-batch
 def kernel_terms(objective: Objective) -> KernelTerms | None:
     """The objective as the kernel computes it; None where it cannot."""
     terms = objective.logit_terms

@@ -216,6 +216,22 @@ def test_a_loader_goes_on_where_it_was():
     assert [b["rows"].tolist() for b in again] == [b["rows"].tolist() for b in again] == every
 
 
+def test_who_looks_ahead_sees_the_very_batches_that_come_next_each_made_once():
+    packed, told, made = random_rows(7, 8), [], []
+    whole = list(loader(packed))
+    ahead = loader(packed)
+    make, ahead.look_ahead = ahead.batch_at, told.append
+    ahead.batch_at = lambda position: (made.append(position), make(position))[1]
+    read = list(ahead)
+    assert made == list(range(len(whole)))
+    assert all(one is other for one, other in zip(read[1:], told, strict=True))
+    assert all(torch.equal(one["rows"], other["rows"]) for one, other in zip(read, whole, strict=True))
+    batches = iter(ahead)
+    next(batches)
+    ahead.load_state_dict({**ahead.state_dict(), "position": 9})  # what was made ahead is not what comes next
+    assert torch.equal(next(batches)["rows"], whole[9]["rows"])
+
+
 def test_the_state_counts_the_batches_handed_out():
     one = loader(random_rows(7, 8))
     iterator = iter(one)

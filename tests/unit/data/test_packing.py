@@ -11,9 +11,9 @@ from helpers.tiny_data import byte_tokenizer, tokens_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distill_lit.data import PreparedData, read_word_counts
+from distill_lit.data import PackedDataset, PreparedData, read_word_counts
 from distill_lit.data.loader import shuffled_row_indices
-from distill_lit.data.packing import pack, place_first_fit, split_long_documents, split_train_validation
+from distill_lit.data.packing import ChainedRows, pack, place_first_fit, split_long_documents, split_train_validation
 
 sizes_and_lengths = st.tuples(st.lists(st.integers(1, 40), min_size=1, max_size=60), st.integers(2, 17))
 
@@ -48,6 +48,26 @@ def test_rows_by_hand():
     assert packed.targets_per_row.tolist() == [3, 2]
     assert packed.padding_share == pytest.approx(2 / 12)
     assert (packed.num_tokens, packed.num_documents, len(packed), packed.sequence_length) == (10, 3, 2, 6)
+
+
+def test_chained_rows_are_those_of_a_copy_and_only_those_asked_for_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, _ = pack(tokens_of([11, 12, 13], [21, 22, 23, 24, 25], [31, 32, 33, 34]), 6)
+    second, _ = pack(tokens_of([300, 301, 302, 303, 304], [41, 42, 43]), 6)
+    parts = [first, first.take(np.arange(0)), second]
+    whole, chained = PackedDataset.concatenate(parts), ChainedRows(parts)
+    for rows in (np.arange(len(whole)), np.array([4, 0, 3, 0]), np.array([], dtype=int)):
+        for name in ("input_ids", "document_ids", "loss_mask", "position_ids"):
+            assert np.array_equal(getattr(chained.take(rows), name), getattr(whole.take(rows), name)), (name, rows)
+        assert chained.count_targets(rows).tolist() == whole.count_targets(rows).tolist()
+    assert (len(chained), chained.sequence_length, chained.num_tokens) == (5, 6, whole.num_tokens)
+    assert np.array_equal(chained.targets_per_row, whole.targets_per_row)
+    assert np.array_equal(chained.input_ids, whole.input_ids)
+    assert chained.corpus_ids is None
+    taken: list[int] = []
+    take = PackedDataset.take
+    monkeypatch.setattr(PackedDataset, "take", lambda part, rows: (taken.append(len(rows)), take(part, rows))[1])
+    chained.take(np.array([4]))
+    assert max(taken) == 1
 
 
 def test_a_split_document_is_counted_and_its_pieces_do_not_predict_each_other():

@@ -254,7 +254,10 @@ def test_what_tokens_cannot_be_combined_with(tmp_path: Path, tokenizer: Path) ->
         (DataConfig(corpora={"t": CorpusConfig(path=str(path), text="{{ a }}")}), "have no columns for text or messages"),
         (DataConfig(corpora={"t": CorpusConfig(path=str(path), max_documents=3)}), "max_documents: .* set data.max_tokens"),
         (DataConfig(corpora={"t": CorpusConfig(path=str(tmp_path / "gone.bin"))}), "gone.bin: no such file"),
-        (DataConfig(corpora={"t": tokens, "u": CorpusConfig(path=str(path), weight=1.0)}), "give every corpus a weight"),
+        (
+            DataConfig(corpora={"t": tokens, "u": CorpusConfig(path=str(path), weight=1.0)}),
+            "the other corpora have weights; give it one",
+        ),
     ):
         with pytest.raises(UserError, match=said):
             check_data_config(config, "pypi")

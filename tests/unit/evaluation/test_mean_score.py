@@ -19,6 +19,12 @@ def test_bits_per_byte_and_perplexities_are_in_no_mean_of_shares() -> None:
     assert mean_score(tasks) == pytest.approx((0.7 + 0.1) / 2)
 
 
+def test_the_task_says_which_way_its_metric_is_better() -> None:
+    tasks = meta(first=("first_letter", 0.6), crows=("pct_stereotype", 0.9), sciq=("acc", 0.2))
+    tasks["first"]["higher_is_better"], tasks["crows"]["higher_is_better"] = True, False
+    assert mean_score(tasks) == pytest.approx((0.6 + 0.2) / 2)
+
+
 def test_of_probes_alone_there_is_no_score() -> None:
     assert mean_score(meta(books=("bits_per_byte", 1.4))) is None
     assert mean_score({}) is None

@@ -10,7 +10,7 @@ from helpers import tiny_tasks
 from distill_lit.config.evaluation import EvaluationConfig
 from distill_lit.data.mirror import MIRROR_WHEELS, assets, repositories
 from distill_lit.evaluation import task_index as index
-from distill_lit.evaluation import tasks
+from distill_lit.evaluation import task_names, tasks
 from distill_lit.evaluation.lm_eval_patches import quiet_lm_eval
 from distill_lit.evaluation.task_data import hub_commit, task_dataset_revision
 from distill_lit.evaluation.task_evaluation import sample_documents
@@ -35,8 +35,8 @@ def resolve(*names: str, data: str = "pypi", **settings: Any) -> list[tasks.Task
 
 
 def test_our_groups_all_have_their_data() -> None:
-    for group, members in tasks.TASK_GROUPS.items():
-        there = [name for name in members if name not in tasks.TASKS_WITHOUT_MIRROR]
+    for group, members in task_names.TASK_GROUPS.items():
+        there = [name for name in members if name not in task_names.TASKS_WITHOUT_MIRROR]
         assert check(group) == there or group == "knowledge"
 
 

@@ -14,8 +14,20 @@ from hypothesis import strategies as st
 
 from distill_lit.config import TermConfig
 from distill_lit.losses import Objective, build_objective, check_teacher_supports_objective, distillation_loss
+from distill_lit.losses.kernels.terms import kernel_terms
 from distill_lit.losses.schedules import parse_schedule
 from distill_lit.utils.exceptions import UserError
+
+
+def test_equal_objectives_are_one_key_and_options_tell_others_apart() -> None:
+    """What the kernel computes of an objective is looked up by it in every micro-batch."""
+    one, same, other = (
+        build_objective({"js": TermConfig(kind="jensen_shannon", options={"beta": beta})}) for beta in (0.25, 0.25, 0.5)
+    )
+    assert hash(one) == hash(same)
+    assert kernel_terms(one) is kernel_terms(same)
+    found = [kernel_terms(objective) for objective in (one, other)]
+    assert [terms.share for terms in found if terms is not None] == [0.25, 0.5]
 
 
 def test_temperature_and_its_square_by_hand() -> None:
