@@ -9,6 +9,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,7 @@ from distill_lit.config import (
 from distill_lit.data.loader import PackedLoader, make_batch
 from distill_lit.data.packing import pack
 from distill_lit.data.tokenization import join_documents
+from distill_lit.experiment import services
 from distill_lit.experiment.completion import is_run_built
 from distill_lit.experiment.model_checks import check_against_teacher, check_services
 from distill_lit.experiment.plan import plan_runs
@@ -518,6 +520,28 @@ def test_a_service_that_cannot_be_started_says_so_to_those_who_wait(tmp_path: Pa
         needed.set()
         thread.join()
     assert (tmp_path / "lives").read_text() == "xx"
+
+
+def test_the_time_until_a_service_is_ready_is_time_and_no_number_of_looks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each look takes five seconds of a clock by hand: after twelve there are three."""
+    clock, looks = [0.0], list[float]()
+
+    def look(*_: Any) -> bool:
+        looks.append(clock[0])
+        clock[0] += 5.0
+        return False
+
+    monkeypatch.setattr(services, "_is_healthy", look)
+    monkeypatch.setattr(services, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(services, "POLL_SECONDS", 0.0)
+    service = ServiceConfig(command="sleep 60", start_timeout=12.0)
+    services.service_folder(service).mkdir(parents=True, exist_ok=True)
+    with (tmp_path / "log").open("ab") as log:
+        reason = services._run_once(service, 1, "", lambda: len(looks) < 100, QUIET, log)
+    assert reason == "was not ready after 12 s"
+    assert looks == [0.0, 5.0, 10.0]
 
 
 def test_a_service_is_found_through_disk_also_after_it_has_moved(
