@@ -51,6 +51,10 @@ def check_experiment(config: ExperimentConfig, points: Sequence[GridPoint] | Non
             _check_recipe(name, recipe, recipes)
     task_names = check_tasks(config.evaluation, config.dataset_source)
     check_probes(config.evaluation, config.dataset_source, task_names)
+    if not config.report.is_empty:
+        from distill_lit.report.declared_names import check_report_section  # pandas takes a second
+
+        check_report_section(config, task_names)
 
 
 def _check_launcher(config: ExperimentConfig) -> None:
