@@ -18,7 +18,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from distill_lit.utils.distributed.node import RankPlace
-from distill_lit.utils.exceptions import RankFailure
+from distill_lit.utils.exceptions import RankFailure, error_summary
 
 RANK_LOG_FORMAT = "%(asctime)s rank {} %(name)s %(message)s"
 
@@ -101,8 +101,7 @@ def pickle_error(error: BaseException, rank: int) -> bytes:
             return pickled
     except Exception:
         pass
-    first = (str(error).splitlines() or [""])[0]
-    return pickle.dumps(RankFailure(f"{type(error).__name__}: {first}"))
+    return pickle.dumps(RankFailure(error_summary(error)))
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ def test_names_of_an_experiment_are_taken(name: str) -> None:
         ("report.labels={dep: Deep}", "report.labels: nothing in this experiment is called 'dep'; did you mean 'deep'"),
         ("report.order=[shalow]", "report.order: nothing in this experiment is called 'shalow'; did you mean 'shallow'"),
         ("report.labels={weight=0.6: x}", "'weight=0.6'; did you mean 'weight=0.5'"),
-        ("report.labels={wieght: x}", "'wieght'; did you mean 'weight'"),
+        ("report.labels={wejght: x}", "'wejght'; did you mean 'weight'"),
         ("report.labels={arc_easy: ARC-e}", "'arc_easy'; choose from .*piqa"),
         ("report.labels={deep distiled: x}", "'deep distiled'"),
         ("report.labels={deep distilled (temperature=2): x}", "'deep distilled .temperature=2.'"),
