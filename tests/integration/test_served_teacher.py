@@ -51,7 +51,7 @@ from distill_lit.teachers.base import CachedTeacherSource, CacheRows, TeacherCon
 from distill_lit.teachers.service import read_endpoint, wait_for_service, write_endpoint
 from distill_lit.training.loss import DistillationLoss
 from distill_lit.utils.exceptions import UserError
-from distill_lit.utils.files import cache_root, read_json
+from distill_lit.utils.files import cache_root, read_json, write_json
 
 pytest.importorskip("openai")
 SHARED_CACHE = os.environ.get("DISTILL_LIT_CACHE", str(Path("~/.cache/distill-lit").expanduser()))
@@ -520,6 +520,20 @@ def test_a_service_that_cannot_be_started_says_so_to_those_who_wait(tmp_path: Pa
         needed.set()
         thread.join()
     assert (tmp_path / "lives").read_text() == "xx"
+
+
+@pytest.mark.parametrize(("start", "is_ended"), [("7", True), ("8", False), ("", False), ("?", False)])
+def test_only_a_process_that_is_known_to_be_the_left_server_is_ended(
+    monkeypatch: pytest.MonkeyPatch, start: str, is_ended: bool
+) -> None:
+    """A number may have been given to another process; where the system does not tell when one began, nobody knows."""
+    service, ended = ServiceConfig(command=f"left {start}"), list[int]()
+    services._process_path(service).parent.mkdir(parents=True, exist_ok=True)
+    write_json(services._process_path(service), {"pid": 123_456, "started": start if start != "8" else "7"})
+    monkeypatch.setattr(services, "process_start", lambda _: start)
+    monkeypatch.setattr(services.os, "killpg", lambda pid, _: ended.append(pid))
+    services._end_orphan(service)
+    assert ended == ([123_456] if is_ended else [])
 
 
 def test_the_time_until_a_service_is_ready_is_time_and_no_number_of_looks(
