@@ -17,10 +17,9 @@ sys.path[0] = str(ROOT)
 import pandas as pd
 
 from distill_lit.config.roles import Role
-from distill_lit.experiment.completion import read_manifest
 from distill_lit.experiment.experiment import Experiment
 from distill_lit.utils.exceptions import UserError
-from distill_lit.utils.files import write_text
+from distill_lit.utils.files import read_mapping, write_text
 
 EXPERIMENT = ROOT / "experiments" / "rate_distortion.yaml"
 TABLE, FIGURE = "rate_distortion.csv", "rate_distortion.png"
@@ -41,7 +40,7 @@ def collect(experiment: Experiment) -> pd.DataFrame:
     for run in experiment.runs:
         if run.role == Role.DISTILLED:
             caches = [name for name in run.depends_on if by_name[name].role == Role.TEACHER_CACHE]
-            made, cache = (read_manifest(experiment.runs_folder / name / "manifest.json") for name in (run.name, *caches))
+            made, cache = (read_mapping(experiment.runs_folder / name / "manifest.json") for name in (run.name, *caches))
             if not made or not cache:
                 raise UserError(f"{experiment.runs_folder / run.name}: it is not done; run the experiment first")
             facts = {"variant": run.grid_values["variant"], "seed": run.seed, "bytes_per_token": cache["bytes_per_token"]}

@@ -47,11 +47,6 @@ def print_error(message: str, code: int) -> int:
     return code
 
 
-def error_summary(error: Exception) -> str:
-    """The kind of an error, and the first line of what it says."""
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-
-
 def log_traceback() -> Path | str:
     """Appends the present traceback to a log in the cache; returns where, or that it could not be written."""
     try:

@@ -6,23 +6,22 @@ from distill_lit.cli.exit_codes import DONE, SOME_RUNS_FAILED
 from distill_lit.cli.progress import RunDisplay
 from distill_lit.cli.run_table import print_plan
 from distill_lit.config.roles import Role
-from distill_lit.experiment.completion import read_manifest
 from distill_lit.experiment.experiment import Experiment
-from distill_lit.experiment.launcher.launch import ALONE, LaunchMode
 from distill_lit.experiment.stopping import Terminated
 from distill_lit.utils.exceptions import UserError
+from distill_lit.utils.files import read_mapping
 
 PRINTED_FACTS = ("corpora", "teacher_cache", "bytes_per_token")
 
 
-def launch(experiment: Experiment, console: Console, *roles: Role, mode: LaunchMode = ALONE) -> dict[str, str]:
+def launch(experiment: Experiment, console: Console, *roles: Role, detach: bool = False) -> dict[str, str]:
     """Shows the plan, runs what is not done; {run that failed, or was left: why}. Raises Terminated, having said so."""
     planned = experiment.estimated_runs(roles)
     print_plan(experiment, planned, console)
     minutes = {run.name: estimate.minutes for run, estimate in planned if estimate is not None}
     try:
         with RunDisplay(console, minutes, experiment.config.launcher.workers) as display:
-            return experiment.launch(display, roles, mode)
+            return experiment.launch(display, roles, detach)
     except Terminated as stop:
         if experiment.config.launcher.engine == "local":
             console.print(f"stopped; the same command goes on from here (exit code {stop.code})")
@@ -41,7 +40,7 @@ def launch_role(experiment: Experiment, role: Role, missing: str, console: Conso
     except Terminated as stop:
         return stop.code
     for run in experiment.runs_with_dependencies([role]):
-        manifest = read_manifest(experiment.folder_of(run) / "manifest.json")
+        manifest = read_mapping(experiment.folder_of(run) / "manifest.json")
         for fact in PRINTED_FACTS:
             if fact in manifest:
                 console.print(f"{run.label} {fact}: {manifest[fact]}", highlight=False, soft_wrap=True, markup=False)

@@ -25,10 +25,10 @@ from distill_lit.cli.commands import (
     table,
 )
 from distill_lit.cli.commands import list as list_command
-from distill_lit.cli.errors import PipeSafeConsole, error_summary, log_traceback, print_error, replace_unencodable_output
+from distill_lit.cli.errors import PipeSafeConsole, log_traceback, print_error, replace_unencodable_output
 from distill_lit.cli.exit_codes import BAD_INPUT, FAILED, INTERRUPTED
 from distill_lit.utils.distributed.cluster_environment import remove_cluster_variables
-from distill_lit.utils.exceptions import FatalRunError, UserError
+from distill_lit.utils.exceptions import FatalRunError, UserError, error_summary
 from distill_lit.utils.files import permission_error_message
 
 COMMANDS = (

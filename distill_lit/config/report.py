@@ -28,6 +28,11 @@ class ReportConfig:
         description="{column: digits after the point}, as {score: 2, retained: 1}; see `distill-lit table --help`",
     )
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is named."""
+        return not (self.labels or self.order or self.decimals)
+
     def label(self, name: str) -> str:
         """What is shown for a name: its label, or the name itself."""
         return self.labels.get(name, name)

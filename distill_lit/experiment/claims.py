@@ -19,7 +19,8 @@ from typing import Any
 from filelock import SoftFileLease, Timeout
 
 from distill_lit.utils.exceptions import UserError
-from distill_lit.utils.files import read_json
+from distill_lit.utils.files import read_json, write_unsynced
+from distill_lit.utils.processes import process_start
 
 LEASE_NAME, HOLDER_NAME = "lease", "lease.json"
 LEASE_SECONDS, HEARTBEAT_SECONDS, POLL_SECONDS = 60.0, 15.0, 0.1
@@ -43,7 +44,7 @@ class Holder:
     @classmethod
     def of_this_process(cls, job: str = "") -> "Holder":
         """This process."""
-        return cls(socket.gethostname(), _namespace(), os.getpid(), _start_of(os.getpid()), job)
+        return cls(socket.gethostname(), _namespace(), os.getpid(), process_start(os.getpid()), job)
 
     @property
     def is_here(self) -> bool:
@@ -53,7 +54,7 @@ class Holder:
     @property
     def is_alive_here(self) -> bool:
         """Whether its process runs on this machine."""
-        return self.is_here and _start_of(self.pid) == self.started
+        return self.is_here and process_start(self.pid) == self.started
 
     def __str__(self) -> str:
         return f"job {self.job} on {self.host}" if self.job else f"process {self.pid} on {self.host}"
@@ -64,21 +65,6 @@ def _namespace() -> str:
         return os.readlink("/proc/self/ns/pid")
     except OSError:
         return ""
-
-
-def _start_of(pid: int) -> str:
-    """When a process began, empty for one that does not run; `?` where the system does not tell."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
-        pass
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return ""
-    except OSError:
-        return "?"
-    return "" if Path("/proc/self/stat").exists() else "?"
 
 
 @contextlib.contextmanager
@@ -102,7 +88,7 @@ def claim_folder(folder: Path, timeout: float, job: str = "") -> Iterator[None]:
     except Timeout:
         raise InUse(f"{folder} is in use by {holder_of(folder) or 'another process'}; wait for it or stop it") from None
     try:
-        _write_holder(folder / HOLDER_NAME, asdict(Holder.of_this_process(job)))
+        write_unsynced(folder / HOLDER_NAME, json.dumps(asdict(Holder.of_this_process(job))))
         yield
     finally:
         (folder / HOLDER_NAME).unlink(missing_ok=True)
@@ -111,13 +97,6 @@ def claim_folder(folder: Path, timeout: float, job: str = "") -> Iterator[None]:
 
 def _give_way(_: Any) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _write_holder(path: Path, holder: dict[str, Any]) -> None:
-    """Without waiting for the disk: it matters only as long as this process lives."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(holder))
-    temporary.replace(path)
 
 
 def holder_of(folder: Path) -> Holder | None:

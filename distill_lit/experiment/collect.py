@@ -15,16 +15,15 @@ from distill_lit.config.grid_points import value_text
 from distill_lit.config.roles import Role
 from distill_lit.data.loader import optimizer_steps, rows_per_step
 from distill_lit.experiment import run as work
-from distill_lit.experiment.completion import SURPRISAL_FILE, is_run_complete, read_manifest
+from distill_lit.experiment.completion import SURPRISAL_FILE, is_run_complete
 from distill_lit.experiment.fingerprint import validation_data_fingerprint
 from distill_lit.experiment.pipeline import learns_from_teacher, referred_models
 from distill_lit.experiment.planned_run import Run
-from distill_lit.experiment.precision import resolve_auto
 from distill_lit.experiment.requirements import student_base_folder
 from distill_lit.experiment.teacher import prepare_run_data, resolve_generated_data
 from distill_lit.models import load_tokenizer, model_folder
 from distill_lit.utils.exceptions import UserError
-from distill_lit.utils.files import atomic_write, read_json, read_jsonl, write_json, write_text
+from distill_lit.utils.files import atomic_write, read_json, read_jsonl, read_mapping, write_json, write_text
 
 if TYPE_CHECKING:
     from distill_lit.experiment.experiment import Experiment
@@ -71,14 +70,14 @@ def collect_results(experiment: "Experiment", failed: dict[str, str]) -> Path:
 
 def _provenance(run: Run, experiment: "Experiment") -> dict[str, Any]:
     """Where the result of a run comes from, and what was to be known of its models before and while it trained."""
-    manifest = read_manifest(experiment.folder_of(run) / "manifest.json")
+    manifest = read_mapping(experiment.folder_of(run) / "manifest.json")
     shared = read_json(experiment.notes_path) if experiment.notes_path.is_file() else []
     notes = [*(shared if run.student else []), *manifest.get("notes", [])]
     return {**manifest.get("provenance", {}), "command": experiment.command, **({"notes": notes} if notes else {})}
 
 
 def _row(run: Run, folder: Path, is_done: bool, failed: dict[str, str]) -> dict[str, Any]:
-    manifest = read_manifest(folder / "manifest.json") if is_done else {}
+    manifest = read_mapping(folder / "manifest.json") if is_done else {}
     metrics = manifest.get("metrics", {})
     return {
         "model": run.label,
@@ -109,7 +108,7 @@ def _costs(run: Run, experiment: "Experiment") -> dict[str, Any]:
     stages, behind = _stages(run, runs), {run.name}
     for one in reversed(experiment.runs):  # each stands after what it is made from
         behind.update(_made_from(one) if one.name in behind else ())
-    spent = {name: read_manifest(experiment.runs_folder / name / "manifest.json") for name in behind}
+    spent = {name: read_mapping(experiment.runs_folder / name / "manifest.json") for name in behind}
     sums = {column: sum(spent[one.name].get(column) or 0 for one in stages) for column in TRAINING_COLUMNS}
     total = sum(facts.get(column) or 0 for facts in spent.values() for column in TRAINING_COLUMNS[1:])
     return {**sums, "pipeline_training_flops": total}
@@ -163,7 +162,7 @@ def _curves(done: list[Run], experiment: "Experiment") -> pd.DataFrame:
         for stage in _stages(run, runs):
             folder = experiment.runs_folder / stage.name
             points = read_jsonl(folder / "metrics.jsonl") if (folder / "metrics.jsonl").is_file() else []
-            first_step = read_manifest(folder / "manifest.json").get("first_step", 0)
+            first_step = read_mapping(folder / "manifest.json").get("first_step", 0)
             rows += [{"model": run.label, **point, "step": point["step"] + first_step} for point in points]
     return pd.DataFrame(rows)
 
@@ -182,7 +181,7 @@ def _first_student(experiment: "Experiment") -> ExperimentConfig | None:
 
 def _corpus_words(experiment: "Experiment") -> Counter[str]:
     """Words of what the first student may read; none where its generated corpora were not written."""
-    config = _first_student(experiment) or resolve_auto(experiment.points[0].config)
+    config = _first_student(experiment) or experiment.resolve(experiment.points[0].config)
     try:
         return data.word_counts(resolve_generated_data(config), config.dataset_source)
     except UserError:

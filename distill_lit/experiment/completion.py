@@ -10,7 +10,7 @@ from distill_lit.experiment.planned_run import Run
 from distill_lit.generation.corpus import is_corpus_complete
 from distill_lit.models import MODEL_CARD_FILENAME
 from distill_lit.teachers import cached_teacher_source
-from distill_lit.utils.files import hashes_of, read_json
+from distill_lit.utils.files import hashes_of, read_mapping
 
 SURPRISAL_FILE = "surprisal.parquet"  # beside the teacher's records: axes of the long tail that need a model
 
@@ -20,13 +20,13 @@ def is_run_complete(run: Run, folder: Path) -> bool:
     if run.role in (Role.TEACHER, Role.EXTERNAL) and is_run_evaluated(
         run, folder
     ):  # a model that is asked nothing more may be gone
-        return bool(read_manifest(folder / "manifest.json").get("identity") == run.fingerprint)
+        return bool(read_mapping(folder / "manifest.json").get("identity") == run.fingerprint)
     return is_run_built(run, folder) and (not run.is_model or is_run_evaluated(run, folder))
 
 
 def is_run_built(run: Run, folder: Path) -> bool:
     """Whether the manifest says so and every file it lists has the hash it lists."""
-    manifest = read_manifest(folder / "manifest.json")
+    manifest = read_mapping(folder / "manifest.json")
     try:
         return manifest.get("identity") == run.fingerprint and _outputs_exist(run, folder, manifest)
     except (KeyError, TypeError, AttributeError):  # whoever damaged it left it JSON
@@ -50,10 +50,10 @@ def run_model_folder(folder: Path, manifest: dict[str, Any]) -> Path:
 
 def is_run_evaluated(run: Run, folder: Path) -> bool:
     """Whether records of this model under these questions are on disk and intact."""
-    manifest = read_manifest(folder / "evaluation.json")
+    manifest = read_mapping(folder / "evaluation.json")
     return (
         manifest.get("evaluation") == evaluation_identity(run)
-        and manifest.get("model") == read_manifest(folder / "manifest.json").get("fingerprint")
+        and manifest.get("model") == read_mapping(folder / "manifest.json").get("fingerprint")
         and hashes_of(folder / "records") == manifest.get("files")
         and (run.role != Role.TEACHER or SURPRISAL_FILE in manifest.get("files", ()))
     )
@@ -63,15 +63,6 @@ def evaluation_identity(run: Run) -> str:
     """What its evaluation is a result of, beside the model itself."""
     is_apart = run.role in (Role.EXTERNAL, Role.QUANTIZED)  # another teacher leaves the run as it is
     return evaluation_fingerprint(run.config, run.config.teacher.model if is_apart else "")
-
-
-def read_manifest(path: Path) -> dict[str, Any]:
-    """What a manifest says; empty where there is none or it cannot be read."""
-    try:
-        found = read_json(path)
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def student_hashes(folder: Path) -> dict[str, str]:

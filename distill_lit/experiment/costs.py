@@ -16,12 +16,12 @@ from distill_lit.analysis.inference_cost import read_costs, summarize_costs
 from distill_lit.config import ExperimentConfig, non_default_fields, to_dict
 from distill_lit.config.roles import Role
 from distill_lit.experiment import run as work
-from distill_lit.experiment.completion import is_run_built, read_manifest, run_model_folder
+from distill_lit.experiment.completion import is_run_built, run_model_folder
 from distill_lit.experiment.planned_run import Run
 from distill_lit.profiling.inference import measure_costs
 from distill_lit.utils import hardware
 from distill_lit.utils.exceptions import UserError
-from distill_lit.utils.files import atomic_write, fingerprint, write_json
+from distill_lit.utils.files import atomic_write, fingerprint, read_mapping, write_json
 
 if TYPE_CHECKING:
     from distill_lit.experiment.experiment import Experiment
@@ -105,7 +105,7 @@ def choose_models(
         if not is_run_built(run, folder):
             unbuilt.append(run)
             continue
-        manifest = read_manifest(folder / "manifest.json")
+        manifest = read_mapping(folder / "manifest.json")
         shape = fingerprint([run.student or run.label, *(manifest.get(name) for name in SHAPE_FIELDS)])
         model = model_of_initial_student[_initial_student_key(run)] = model_of_shape.setdefault(shape, run.label)
         stands_for.setdefault(model, []).append(run.label)
@@ -127,4 +127,4 @@ def _initial_student_key(run: Run) -> str:
 
 
 def _manifest_of(runs_dir: Path, runs: list[Run], label: str) -> dict[str, Any]:
-    return next(read_manifest(runs_dir / run.name / "manifest.json") for run in runs if run.label == label)
+    return next(read_mapping(runs_dir / run.name / "manifest.json") for run in runs if run.label == label)

@@ -23,12 +23,12 @@ from distill_lit.losses import build_objective
 from distill_lit.models import ModelSize
 from distill_lit.teachers import cached_teacher_source, teacher_capabilities
 from distill_lit.teachers.base import CacheRows
+from distill_lit.training.optim import CHECKPOINT_BYTES, MASTER
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import cache_root, disk_free, filesystem_id
 
 JSON_BYTES_PER_TOKEN = 12  # of a token in JSON: text, id, log-probability
 UNTOKENIZED_BYTES_PER_TOKEN = 4  # of text that nobody has tokenized yet
-BYTES_PER_WEIGHT, BYTES_PER_CHECKPOINTED_WEIGHT = 4, 12
 
 
 @dataclass(frozen=True)
@@ -115,12 +115,12 @@ def _estimate_model(run: Run, architectures: Architectures, pace: Pace) -> Estim
     student = (architectures.student(run) if is_model else architectures.teacher(run)).size
     tokens = _training_tokens(config) if run.is_trained else 0
     teacher_flops = _teacher_flops_per_token(run, architectures, student) if run.student else 0.0
-    forward, validated, work = student.flops_per_token(), _validation_tokens(run), EvaluationWork.of(config)
+    steps = optimizer_steps(config.training, config.data.sequence_length) if tokens else 0
+    forward, validated, work = student.flops_per_token(), _validation_tokens(run), EvaluationWork.of(config, steps)
     read, answered = _reading_flops(run, work, forward, architectures), forward * work.written_tokens
     written = _on_policy_flops(config, student, tokens)
     recomputed = 1 if config.training.gradient_checkpointing else 0
     precision, teacher_dtype = config.training.precision, config.teacher.dtype
-    steps = optimizer_steps(config.training, config.data.sequence_length) if tokens else 0
     seconds = {
         "start": START_SECONDS + (BUILD_SECONDS if run.student else 0.0),
         "training": pace.training((3 + recomputed) * forward * tokens, precision)
@@ -132,9 +132,9 @@ def _estimate_model(run: Run, architectures: Architectures, pace: Pace) -> Estim
         "evaluation": pace.forward(read, config.evaluation.dtype) + TASK_SECONDS * work.num_tasks,
         "answers": pace.decoding(answered, config.evaluation.dtype),
     }
-    weights = student.parameters * (BYTES_PER_WEIGHT if run.student else 2 if run.role == Role.QUANTIZED else 0)
-    average = BYTES_PER_WEIGHT if teacher_capabilities(config.teacher).follows_student else 0
-    peak = weights + (2 * student.parameters * (BYTES_PER_CHECKPOINTED_WEIGHT + average) if tokens else 0)
+    weights = student.parameters * (MASTER if run.student else 2 if run.role == Role.QUANTIZED else 0)
+    average = MASTER if teacher_capabilities(config.teacher).follows_student else 0
+    peak = weights + (2 * student.parameters * (CHECKPOINT_BYTES + average) if tokens else 0)
     flops = read + answered + written + (3 + recomputed) * forward * tokens + forward * validated
     flops += teacher_flops * (tokens + validated)
     return Estimate(tokens, flops, weights, peak, *_minutes(seconds))

@@ -23,10 +23,11 @@ class EvaluationWork:
     written_tokens: int = 0
 
     @classmethod
-    def of(cls, config: ExperimentConfig) -> "EvaluationWork":
-        """Of the evaluation at the end of a run and, of one that is trained, of those on the way."""
+    def of(cls, config: ExperimentConfig, steps: int) -> "EvaluationWork":
+        """Of the evaluation at the end of a run and of those on the way of its training. steps: of the optimizer, 0 for a
+        run that is not trained."""
         asked = asked_tasks(config.evaluation, config.dataset_source)
-        documents = {task.name: _documents(config, task) for task in asked}
+        documents = {task.name: _documents(config, task, steps) for task in asked}
         written = sum(documents[task.name] * task.repeats * task.max_gen_toks for task in asked)
         probes = probe_corpora(config.evaluation).values()
         passages = sum(corpus.max_documents or DEFAULT_TASK_DOCUMENTS for corpus in probes)
@@ -38,10 +39,11 @@ class EvaluationWork:
         )
 
 
-def _documents(config: ExperimentConfig, task: AskedTask) -> int:
-    """Documents that a task is asked, those on the way again."""
+def _documents(config: ExperimentConfig, task: AskedTask, steps: int) -> int:
+    """Documents that a task is asked, those on the way of a training again."""
     fields, usual = config.evaluation, MEMBER_DOCUMENTS if task.group else DEFAULT_TASK_DOCUMENTS
     documents = fields.limit or usual
-    if not fields.interval:
+    if not (steps and fields.interval):
         return documents
-    return documents + (1 + int(1 / fields.interval)) * min(fields.interval_limit or documents, documents)
+    on_the_way = 1 + steps // max(1, round(fields.interval * steps))  # before the first step, then at every interval
+    return documents + on_the_way * min(fields.interval_limit or documents, documents)

@@ -20,7 +20,7 @@ from distill_lit.experiment.plan import plan_runs
 from distill_lit.experiment.planned_run import Run
 from distill_lit.experiment.precision import has_auto, resolve_auto
 from distill_lit.experiment.run_references import has_run_references, resolve_run_references
-from distill_lit.experiment.validation import check_experiment
+from distill_lit.experiment.validation import check_experiment, check_workers
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import write_json
 from distill_lit.utils.plugins import load_plugins
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from distill_lit.analysis.results import Results
     from distill_lit.experiment.display import Display
     from distill_lit.experiment.estimate import Estimate
-    from distill_lit.experiment.launcher.launch import LaunchMode
+    from distill_lit.experiment.launcher.slurm.node import SettledDtypes
     from distill_lit.experiment.status import RunResults
     from distill_lit.report.bundle import ReportBundle
 
@@ -101,14 +101,24 @@ class Experiment:
 
     @cached_property
     def resolved_config(self) -> ExperimentConfig:
-        """The config with every `auto` that can change a result replaced by this machine's choice."""
-        return resolve_auto(self.config)
+        """The config with every `auto` that can change a result replaced, as by `resolve`."""
+        return self.resolve(self.config)
+
+    @cached_property
+    def _settled(self) -> "SettledDtypes":
+        from distill_lit.experiment.launcher.slurm.node import SettledDtypes
+
+        return SettledDtypes(self.runs_folder.resolve())
+
+    def resolve(self, config: ExperimentConfig) -> ExperimentConfig:
+        """A config with every `auto` that can change a result replaced by the choice of the machine that does the work."""
+        return resolve_auto(config, self._settled)
 
     @cached_property
     def runs(self) -> list[Run]:
         """All runs, in the order they are run."""
         load_plugins(self.config.plugins)
-        return plan_runs(self.config, self.points)
+        return plan_runs(self.config, self.points, self._settled)
 
     @property
     def models(self) -> list[Run]:
@@ -137,6 +147,7 @@ class Experiment:
         """Raises UserError for anything that can be known to be wrong before a model or a data set is touched."""
         load_plugins(self.config.plugins)
         check_experiment(self.config, self.points)
+        check_workers(self.config, lambda: len(self.runs))
 
     def plan(self) -> "list[tuple[Run, Estimate | None]]":
         """`estimated_runs` of a config that is compared with its teacher, where that is here already."""
@@ -163,10 +174,14 @@ class Experiment:
     def settle(self) -> None:
         """Has a compute node measure what `auto` stands for, where jobs of a cluster do the work. Before anything else that
         is run: it decides what identifies a run. Raises UserError where no node answers."""
-        if self.config.launcher.engine == "slurm" and has_auto(self.config):
-            from distill_lit.experiment.launcher.slurm.node import settle_dtype
-
-            settle_dtype(self.config, self.runs_folder.resolve())
+        if self.config.launcher.engine != "slurm":
+            return
+        for config in (self.config, *(point.config for point in self.points)):
+            if has_auto(config):
+                self._settled.settle(config)
+        for name in ("runs", "resolved_config", "required_assets"):  # as they were planned before
+            self.__dict__.pop(name, None)
+        self._estimates.clear()
 
     def prepare(self) -> None:
         """Has all assets here and compares them with the config. Raises UserError for what does not fit, or where a
@@ -185,16 +200,16 @@ class Experiment:
         check_sources_unchanged(self.runs, self.runs_folder)
 
     def launch(
-        self, display: "Display | None" = None, roles: Collection[Role] = (), mode: "LaunchMode | None" = None
+        self, display: "Display | None" = None, roles: Collection[Role] = (), detach: bool = False
     ) -> dict[str, str]:
         """Runs what is not done; {name of a run that failed, or was left: why}.
 
-        roles: only runs of these roles and what they depend on; mode: whether other drivers are at work, and whether jobs
-        are waited for. Raises Terminated when asked to stop.
+        roles: only runs of these roles and what they depend on; detach: return once jobs are submitted. Where runs are
+        chosen, other drivers may be at work on others. Raises Terminated when asked to stop.
         """
         from distill_lit.experiment.display import SilentDisplay
         from distill_lit.experiment.estimate import require_disk_space
-        from distill_lit.experiment.launcher.launch import ALONE, launch_runs
+        from distill_lit.experiment.launcher.launch import launch_runs
 
         estimates = {run.name: estimate for run, estimate in self.estimated_runs(roles)}
         runs = self.runs_with_dependencies(roles)
@@ -203,7 +218,8 @@ class Experiment:
         self.declare_hypotheses()
         if self.notes or self.notes_path.is_file():  # for a report that another process draws
             write_json(self.notes_path, self.notes)
-        outcome = launch_runs(self.resolved_config, runs, folder, display or SilentDisplay(), mode or ALONE)
+        is_shared = self.chosen is not None
+        outcome = launch_runs(self.resolved_config, runs, folder, display or SilentDisplay(), is_shared, detach)
         return outcome.failed | outcome.left
 
     def declare_hypotheses(self) -> "dict[str, Declaration]":
@@ -300,11 +316,13 @@ class Experiment:
         and into the students' model cards too."""
         from distill_lit.experiment.summary import write_summaries
         from distill_lit.report import build_report_bundle, model_card_sections, render_report
+        from distill_lit.report.paper.known_names import check_report_sections
 
         config = self.resolved_config
         bundle = build_report_bundle(
             self.results_folder, config.analysis, config.name, config.question, config.report, config.hypotheses
         )
+        check_report_sections(bundle.scores, bundle.score_frame, [config])
         render_report(self.results_folder, bundle, all_formats)
         write_summaries(self, bundle.headline, model_card_sections(bundle))
         return bundle

@@ -8,7 +8,8 @@ while `distill-lit run EXPERIMENT --root ROOT` runs on the first node with DISTI
 
 import logging
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from distill_lit.config import load_experiment
@@ -17,10 +18,11 @@ from distill_lit.experiment.experiment import Experiment
 from distill_lit.experiment.run import join_run
 from distill_lit.experiment.strategy import may_take_several_nodes
 from distill_lit.utils.distributed.cluster_environment import remove_cluster_variables
-from distill_lit.utils.distributed.node import node_from_environment
-from distill_lit.utils.distributed.peers import wait_for_label
+from distill_lit.utils.distributed.node import Node, node_from_environment
+from distill_lit.utils.distributed.peers import MEETING_SECONDS, POLL_SECONDS, Meeting, find_meeting
 from distill_lit.utils.exceptions import Preempted, RankFailure, UserError
 
+LOOK_SECONDS = 10.0  # for the first node to answer, before it is seen whether all is done
 log = logging.getLogger(__name__)
 
 
@@ -30,8 +32,13 @@ def join(experiment: Experiment) -> None:
     if not runs:
         raise UserError(f"training.nodes: no run of {experiment.name} takes several nodes")
     node = node_from_environment(max(run.config.training.nodes for run in runs.values()))
-    while any(not is_run_built(run, experiment.folder_of(run)) for run in runs.values()):
-        name = wait_for_label(node)
+
+    def is_over() -> bool:
+        return all(is_run_built(run, experiment.folder_of(run)) for run in runs.values())
+
+    last: Meeting | None = None
+    while meeting := _next_meeting(node, last, is_over):
+        last, name = meeting, meeting.label
         if name not in runs:
             raise UserError(
                 f"training.nodes: the first node is at {name}, which is no run of {experiment.name} as it is here"
@@ -42,6 +49,19 @@ def join(experiment: Experiment) -> None:
             join_run(run, folder, replace(node, count=run.config.training.nodes))
         except RankFailure as error:  # the first node says so in the run's folder, and goes on with the next run
             log.warning("%s: %s", name, error)
+
+
+def _next_meeting(node: Node, last: Meeting | None, is_over: Callable[[], bool]) -> Meeting | None:
+    """What the first node is at, once that is another than what this one has left; None once all is done. Raises UserError
+    where it is at nothing for too long."""
+    end = time.monotonic() + MEETING_SECONDS
+    while not is_over():
+        if (meeting := find_meeting(node, LOOK_SECONDS)) and meeting != last:
+            return meeting
+        if time.monotonic() > end:
+            raise UserError(f"training.nodes: the first node does not answer at {node.address}:{node.port}")
+        time.sleep(POLL_SECONDS)
+    return None
 
 
 def main(arguments: Sequence[str]) -> int:

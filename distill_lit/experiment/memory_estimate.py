@@ -16,10 +16,11 @@ from distill_lit.experiment.planned_run import Run
 from distill_lit.losses import build_objective
 from distill_lit.teachers import cached_teacher_source, teacher_capabilities
 from distill_lit.teachers.base import CacheRows
+from distill_lit.training.optim import MASTER, MOMENTS
 from distill_lit.utils import hardware
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-MASTER, GRADIENT, MOMENTS = 4, 4, 8  # bytes per parameter: float32 weights and gradients, AdamW's two moments
+GRADIENT = 4  # bytes per parameter, in float32
 LOGIT_BYTES = 40  # per token of the fused head and word of the vocabulary, as `chunk_size_for_budget` counts
 PROCESS_BYTES = 1_000_000_000  # of a worker with its libraries, on a CPU: measured
 MIN_TRAINED_SHARE = 0.02  # of the weights, with adapters

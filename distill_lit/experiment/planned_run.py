@@ -7,6 +7,8 @@ from distill_lit.config import ExperimentConfig, to_dict
 from distill_lit.config.loading import build_section
 from distill_lit.config.roles import Role
 
+BUILD, EVALUATE = "build", "evaluate"  # the parts of a run that may be jobs of their own
+
 
 @dataclass(frozen=True)
 class Run:

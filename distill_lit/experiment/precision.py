@@ -1,10 +1,13 @@
 """Number formats for every auto: the fastest of the machine on which runs happen."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from distill_lit.config import Dtype, ExperimentConfig
 from distill_lit.config.fields import with_values
 from distill_lit.utils import hardware
+
+if TYPE_CHECKING:
+    from distill_lit.experiment.launcher.slurm.node import SettledDtypes
 
 AUTO_FIELDS = (("training", "precision"), ("teacher", "dtype"), ("evaluation", "dtype"))
 
@@ -14,16 +17,12 @@ def has_auto(config: ExperimentConfig) -> bool:
     return any(getattr(getattr(config, section), field) == "auto" for section, field in AUTO_FIELDS)
 
 
-def resolve_auto(config: ExperimentConfig) -> ExperimentConfig:
+def resolve_auto(config: ExperimentConfig, settled: "SettledDtypes | None" = None) -> ExperimentConfig:
     """The same experiment with every `auto` that can change a result replaced by the choice of the machine on which its
-    runs happen: this one, or a compute node that has been asked (`Experiment.settle`)."""
+    runs happen: this one, or a compute node that has been asked (`Experiment.settle`). settled: what that has said."""
     if not has_auto(config):
         return config
-    fastest = ""
-    if config.launcher.engine == "slurm":
-        from distill_lit.experiment.launcher.slurm.node import settled_dtype
-
-        fastest = settled_dtype(config.launcher, config.training.accelerator)
+    fastest = settled.of(config) if settled is not None and config.launcher.engine == "slurm" else ""
     sections: dict[str, Any] = {}
     for section, field in AUTO_FIELDS:
         value = getattr(getattr(config, section), field)

@@ -19,10 +19,9 @@ from distill_lit.experiment.completion import (
     evaluation_identity,
     is_run_built,
     is_run_evaluated,
-    read_manifest,
     run_model_folder,
 )
-from distill_lit.experiment.planned_run import Run
+from distill_lit.experiment.planned_run import BUILD, EVALUATE, Run
 from distill_lit.experiment.provenance import collect_provenance
 from distill_lit.experiment.requirements import required_assets_of, required_models
 from distill_lit.experiment.run_times import record_times
@@ -34,10 +33,10 @@ from distill_lit.models.loading import allow_remote_code, is_remote_code_allowed
 from distill_lit.training.tensorboard_summary import FINAL_FOLDER, HParamsSession, write_run_summary
 from distill_lit.utils import hardware
 from distill_lit.utils.distributed.node import Node, node_from_environment
-from distill_lit.utils.distributed.ranks import get_rank
+from distill_lit.utils.distributed.ranks import barrier, get_rank
 from distill_lit.utils.distributed.spawn import spawn_ranks
 from distill_lit.utils.exceptions import UserError
-from distill_lit.utils.files import atomic_write, fingerprint, hashes_of, read_json, write_json
+from distill_lit.utils.files import atomic_write, fingerprint, hashes_of, read_json, read_mapping, write_json
 from distill_lit.utils.plugins import load_plugins
 from distill_lit.utils.progress import ProgressCallback
 
@@ -56,13 +55,13 @@ def execute_run(run: Run, folder: Path, progress_callback: ProgressCallback, par
 
 
 def _execute_stages(run: Run, folder: Path, progress_callback: ProgressCallback, part: str) -> None:
-    if part != "evaluate" and not is_run_built(run, folder):
+    if part != EVALUATE and not is_run_built(run, folder):
         run = with_strategy(run)
         if takes_all_ranks(run):
             _build_on_ranks(run, folder, node_from_environment(run.config.training.nodes), progress_callback)
         else:
             build_run(run, folder, progress_callback)
-    if part != "build" and run.is_model and not is_run_evaluated(run, folder):
+    if part != BUILD and run.is_model and not is_run_evaluated(run, folder):
         evaluate_run(run, folder, progress_callback)
 
 
@@ -80,10 +79,12 @@ def _build_on_ranks(run: Run, folder: Path, node: Node, callback: ProgressCallba
 
 
 def build_run_on_rank(run: Run, folder: Path, progress_callback: ProgressCallback) -> None:
-    """Builds a run as one of several ranks, in a process of its own."""
+    """Builds a run as one of several ranks, in a process of its own. None ends before the first has written the manifest: a
+    node whose ranks have ended looks whether the run is done."""
     load_plugins(run.config.plugins)
     allow_run_remote_code(run, folder)
     build_run(run, folder, progress_callback)
+    barrier()
 
 
 def with_source_folders(run: Run, runs_folder: Path) -> Run:
@@ -99,7 +100,7 @@ def with_source_folders(run: Run, runs_folder: Path) -> Run:
 
 def source_model_folder(folder: Path) -> Path:
     """The transformers folder of the model that a run has made, or has taken as it was."""
-    return run_model_folder(folder, read_manifest(folder / "manifest.json"))
+    return run_model_folder(folder, read_mapping(folder / "manifest.json"))
 
 
 def allow_run_remote_code(run: Run, folder: Path) -> None:
@@ -108,7 +109,7 @@ def allow_run_remote_code(run: Run, folder: Path) -> None:
     references = required_models([run])
     made = [folder.parent / name for name in run.sources.values()]
     trusted = [model_folder(name) for name in references if assets.parse_reference(name).trust_remote_code]
-    trusted += [source_model_folder(place) for place in made if read_manifest(place / "manifest.json").get("remote_code")]
+    trusted += [source_model_folder(place) for place in made if read_mapping(place / "manifest.json").get("remote_code")]
     for place in trusted:  # the student is of the same classes
         allow_remote_code(place)
         allow_remote_code(folder / "student")
@@ -118,7 +119,7 @@ def check_sources_unchanged(runs: Iterable[Run], runs_folder: Path) -> None:
     """Raises UserError where the files of a model are others than when a finished run learned from it or began as it: one
     that another run has made, or one of the user's own."""
     for run in runs:
-        recorded = read_manifest(runs_folder / run.name / "manifest.json").get("sources", {})
+        recorded = read_mapping(runs_folder / run.name / "manifest.json").get("sources", {})
         for name, source in run.sources.items():
             place = source_model_folder(runs_folder / source)
             # a model may have had another name then

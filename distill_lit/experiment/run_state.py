@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from distill_lit.experiment.claims import claim_folder
-from distill_lit.utils.files import read_json, remove_leftovers, write_json
+from distill_lit.utils.files import read_mapping, remove_leftovers, write_json
 
 DONE, RUNNING, FAILED, PREEMPTED, STOPPED, MISSING = "done", "running", "failed", "preempted", "stopped", "missing"
 STATE_NAME = "state.json"
@@ -31,8 +31,5 @@ def write_run_status(folder: Path, status: str, reason: str) -> None:
 
 def last_status(folder: Path) -> tuple[str, str]:
     """(status, reason) of the last word of a run; empty where there is none."""
-    try:
-        found = read_json(folder / STATE_NAME)
-        return str(found.get("state", "")), str(found.get("reason", ""))
-    except (OSError, ValueError, AttributeError):
-        return "", ""
+    found = read_mapping(folder / STATE_NAME)
+    return str(found.get("state", "")), str(found.get("reason", ""))

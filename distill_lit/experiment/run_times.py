@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from distill_lit.profiling.memory import read_peak_memory, reset_peak_memory
-from distill_lit.utils.files import read_json, write_json
+from distill_lit.utils.files import read_mapping, write_json
 from distill_lit.utils.progress import NO_METRICS, NOTE_STAGE, ProgressCallback
 
 TIMES_FILE = "times.json"
@@ -83,11 +83,7 @@ def _add_times(path: Path, clock: StageClock, peak: int) -> None:
 def read_times(folder: Path) -> dict[str, Any]:
     """{seconds, cpu_seconds: {stage: seconds}, peak_memory_bytes, threads} of a run; empty where nothing is recorded, as of
     runs from before there were times."""
-    try:
-        found = read_json(folder / TIMES_FILE)
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    return read_mapping(folder / TIMES_FILE)
 
 
 def total_seconds(folder: Path) -> float | None:

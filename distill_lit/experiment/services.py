@@ -1,8 +1,7 @@
 """Servers that an experiment starts itself: alive as long as a run that is not done needs them, started again if they die.
 
-`keep_service` is what one process does for one server, wherever it runs: `services_beside` does it in threads beside the
-runs of this machine; a job of a cluster can do it on a node of its own, under its host name. Whoever asks a server finds it
-through `teachers/service.py`.
+`keep_service` is what one process does for one server; `services_beside` does it in threads beside the runs of this
+machine. Whoever asks a server finds it through `teachers/service.py`.
 """
 
 import contextlib
@@ -12,6 +11,7 @@ import signal
 import socket
 import subprocess
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -29,6 +29,7 @@ from distill_lit.teachers import teacher_capabilities
 from distill_lit.teachers.service import remove_endpoint, service_folder, write_endpoint
 from distill_lit.utils.exceptions import UserError, describe_exit_code
 from distill_lit.utils.files import read_json, write_json
+from distill_lit.utils.processes import UNKNOWN_START, process_start
 
 LOOPBACK = "127.0.0.1"
 POLL_SECONDS = 0.2
@@ -82,22 +83,21 @@ def _keep_or_say(service: ServiceConfig, is_needed: Callable[[], bool], note: No
         note(f"service: {error}")
 
 
-def keep_service(service: ServiceConfig, is_needed: Callable[[], bool], note: Note, host: str = LOOPBACK) -> None:
-    """Runs a server as long as `is_needed` says so; where another process runs it already, only if that ends. host: under
-    which others reach this machine."""
+def keep_service(service: ServiceConfig, is_needed: Callable[[], bool], note: Note) -> None:
+    """Runs a server as long as `is_needed` says so; where another process runs it already, only if that ends."""
     folder = service_folder(service)
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / "lock", timeout=POLL_SECONDS)  # the kernel frees it when its owner dies
     while is_needed():
         with contextlib.suppress(Timeout), lock:
-            _keep(service, is_needed, note, host)
+            _keep(service, is_needed, note)
             return
 
 
-def _keep(service: ServiceConfig, is_needed: Callable[[], bool], note: Note, host: str) -> None:
+def _keep(service: ServiceConfig, is_needed: Callable[[], bool], note: Note) -> None:
     _end_orphan(service)
     port = service.port or _free_port()  # the same after a restart
-    base_url = f"http://{host}:{port}/v1"
+    base_url = f"http://{LOOPBACK}:{port}/v1"
     try:
         with (service_folder(service) / "log.txt").open("ab") as log:
             for restart in range(service.max_restarts + 1):
@@ -126,8 +126,8 @@ def _run_once(
         )
     except OSError as error:
         return f"cannot be started ({error.strerror})"
-    write_json(_process_path(service), {"pid": process.pid, "started": _start_time(process.pid)})
-    is_ready, waited = False, 0.0
+    write_json(_process_path(service), {"pid": process.pid, "started": process_start(process.pid)})
+    is_ready, deadline = False, time.monotonic() + service.start_timeout
     try:
         while is_needed():
             if (code := process.poll()) is not None:
@@ -136,8 +136,7 @@ def _run_once(
                 is_ready = True
                 write_endpoint(service, "ready", base_url)
                 note(f"service: ready at {base_url}")
-            waited += POLL_SECONDS
-            if not is_ready and waited > service.start_timeout:
+            if not is_ready and time.monotonic() > deadline:
                 return f"was not ready after {service.start_timeout:g} s"
             threading.Event().wait(POLL_SECONDS)
         return ""
@@ -150,7 +149,7 @@ def _end_orphan(service: ServiceConfig) -> None:
     """Ends the server of an owner that was killed and could not: it would hold its GPUs for ever."""
     try:
         left = read_json(_process_path(service))
-        if _start_time(left["pid"]) == left["started"] != "":
+        if process_start(left["pid"]) == left["started"] not in ("", UNKNOWN_START):
             os.killpg(left["pid"], signal.SIGKILL)
     except (OSError, ValueError, TypeError, KeyError):  # there is none, or it has ended
         pass
@@ -158,15 +157,6 @@ def _end_orphan(service: ServiceConfig) -> None:
 
 def _process_path(service: ServiceConfig) -> Path:
     return service_folder(service) / f"process-{socket.gethostname()}.json"
-
-
-def _start_time(pid: int) -> str:
-    """When a process was started, in ticks since the machine was: another with its number has another. Linux; elsewhere
-    and of one that has ended empty."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
-        return ""
 
 
 def _stop(process: "subprocess.Popen[bytes]") -> None:

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from distill_lit.evaluation.task_evaluation import mean_above_chance, mean_score
 from distill_lit.experiment.claims import holder_of
-from distill_lit.experiment.completion import is_run_built, is_run_complete, is_run_evaluated, read_manifest
+from distill_lit.experiment.completion import is_run_built, is_run_complete, is_run_evaluated
 from distill_lit.experiment.planned_run import Run
 from distill_lit.experiment.run_state import DONE, FAILED, MISSING, RUNNING, STOPPED, last_status
 from distill_lit.experiment.run_times import total_seconds
+from distill_lit.utils.files import read_mapping
 
 
 @dataclass(frozen=True)
@@ -40,10 +41,10 @@ class RunResults:
 
 def read_run_results(run: Run, folder: Path) -> RunResults:
     """The results of a run that are on disk, of the model and the questions that the experiment asks for now."""
-    manifest = read_manifest(folder / "manifest.json")
+    manifest = read_mapping(folder / "manifest.json")
     if manifest.get("identity") != run.fingerprint:
         return RunResults(seconds=total_seconds(folder))
-    meta = read_manifest(folder / "records" / "meta.json") if run.is_model and is_run_evaluated(run, folder) else {}
+    meta = read_mapping(folder / "records" / "meta.json") if run.is_model and is_run_evaluated(run, folder) else {}
     return RunResults(
         mean_above_chance(meta),
         mean_score(meta),

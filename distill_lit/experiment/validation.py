@@ -1,6 +1,6 @@
 """What is refused before anything is run: by the config alone, and by the environment."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from distill_lit import assets, data
 from distill_lit.config import EvaluationConfig, ExperimentConfig, OnPolicyConfig, TeacherConfig, load_section
@@ -38,7 +38,7 @@ def check_experiment(config: ExperimentConfig, points: Sequence[GridPoint] | Non
     if TEACHER_INT8 in config.baselines:
         check_torchao(f"baselines: {TEACHER_INT8}")
     points = points or expand_points(config)
-    _check_launcher(config, len(points))
+    _check_launcher(config)
     for name, student in config.students.items():
         check_student(f"students.{name}", student)
         _check_reference(student.from_, config)
@@ -51,9 +51,13 @@ def check_experiment(config: ExperimentConfig, points: Sequence[GridPoint] | Non
             _check_recipe(name, recipe, recipes)
     task_names = check_tasks(config.evaluation, config.dataset_source)
     check_probes(config.evaluation, config.dataset_source, task_names)
+    if not config.report.is_empty:
+        from distill_lit.report.declared_names import check_report_section  # pandas takes a second
+
+        check_report_section(config, task_names)
 
 
-def _check_launcher(config: ExperimentConfig, count: int) -> None:
+def _check_launcher(config: ExperimentConfig) -> None:
     """Raises UserError for devices that are not here. On a cluster they are not to be here but on its nodes."""
     if config.launcher.engine == "slurm":
         check_slurm_config(config.launcher.slurm)
@@ -62,7 +66,14 @@ def _check_launcher(config: ExperimentConfig, count: int) -> None:
     check_devices(config)
     if config.launcher.teacher_device not in ("", "auto"):
         hardware.check_device("launcher.teacher_device", config.launcher.teacher_device)
-    share_gpus(config, max(1, min(config.launcher.workers, count)), visible_gpus())
+
+
+def check_workers(config: ExperimentConfig, count_runs: Callable[[], int]) -> None:
+    """Raises UserError where this machine has too few GPUs for its workers. count_runs: how many runs there are, which is
+    asked only where it matters: no more workers are started."""
+    gpus = visible_gpus() if config.launcher.engine == "local" and config.launcher.workers > 1 else []
+    if gpus:
+        share_gpus(config, min(config.launcher.workers, count_runs()), gpus)
 
 
 def _check_reference(reference: str, config: ExperimentConfig) -> None:

@@ -19,7 +19,7 @@ from typing import Any, TextIO
 
 from distill_lit.utils.distributed.cluster_environment import remove_cluster_variables
 from distill_lit.utils.distributed.node import Node, node_from_environment
-from distill_lit.utils.exceptions import Preempted, RankFailure, Unwritable, UserError
+from distill_lit.utils.exceptions import Preempted, RankFailure, Unwritable, UserError, error_summary
 from distill_lit.utils.progress import NO_METRICS, ProgressCallback
 from distill_lit.utils.redaction import redact, redact_file
 
@@ -157,7 +157,7 @@ def _failure_reason(error: Exception) -> tuple[str, bool]:
         return redact(denied), True
     if isinstance(error, (UserError, RankFailure)):
         return redact(str(error)), False
-    return redact(f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"), False
+    return redact(error_summary(error)), False
 
 
 def other_node_of(run: Any) -> Node | None:

@@ -1,6 +1,6 @@
 """Where a server that an experiment has started itself is found: a file on disk, which all nodes see.
 
-Whoever runs the server (`experiment/services.py`, or a job of a cluster) writes `endpoint.json`; whoever asks it waits
+Whoever runs the server (`experiment/services.py`) writes `endpoint.json`; whoever asks it waits
 until the file says that it is ready, also after it has died and is being started again.
 """
 
@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from distill_lit.config import ServiceConfig
 from distill_lit.utils.exceptions import UserError
-from distill_lit.utils.files import cache_root, fingerprint, read_json, write_json
+from distill_lit.utils.files import cache_root, fingerprint, read_mapping, write_json
 
 State = Literal["starting", "ready", "failed"]
 POLL_SECONDS = 0.5
@@ -33,10 +33,7 @@ def remove_endpoint(service: ServiceConfig) -> None:
 
 def read_endpoint(service: ServiceConfig) -> dict[str, Any]:
     """What was written last; empty where there is nothing."""
-    try:
-        return dict(read_json(service_folder(service) / "endpoint.json"))
-    except (OSError, ValueError, TypeError):
-        return {}
+    return read_mapping(service_folder(service) / "endpoint.json")
 
 
 def wait_for_service(service: ServiceConfig) -> str:

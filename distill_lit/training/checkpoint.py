@@ -37,6 +37,8 @@ class SafeCheckpointIO(TorchCheckpointIO):
                 _save(checkpoint, file)
             # before the rename: a checkpoint under its final name always has its checksum
             write_json(checksum_path(target), {"sha256": sha256_of(temporary)})
+            if target.is_dir():  # of shards, where the same step was saved so before
+                sharded_checkpoint.remove(target)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
         """Loads with `weights_only`, whatever the caller or the environment says: a checkpoint may not build objects."""

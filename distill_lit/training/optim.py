@@ -10,6 +10,8 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from distill_lit.utils.exceptions import UserError
 
+MASTER, MOMENTS = 4, 8  # bytes per parameter that is trained: float32 weights, AdamW's two moments
+CHECKPOINT_BYTES = MASTER + MOMENTS  # of a checkpoint, per parameter that is trained
 OptimizerFactory = Callable[[list[torch.nn.Parameter]], Optimizer]
 SchedulerFactory = Callable[[Optimizer, int], Any]  # (optimizer, optimizer steps of the training) → its schedule
 

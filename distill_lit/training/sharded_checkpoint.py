@@ -5,8 +5,9 @@
 shape of every sharded tensor. Nothing in it can build objects, which is why it is not torch's own distributed format, whose
 metadata is a pickle.
 
-All files are written into `step=N.tmp`, each rank hashes its own, and when all have done so the first rank writes the
-manifest and renames the folder: one without `.tmp` is whole. Rows can be read by any number of ranks, sharded or not.
+All files are written into a folder with TEMPORARY_PREFIX before its name, each rank hashes its own, and when all have done
+so the first rank writes the manifest and renames the folder: one called `step=N.ckpt` is whole. Rows can be read by any
+number of ranks, sharded or not.
 """
 
 import os
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from distill_lit.training.weights_only import load_checkpoint_weights_only
 from distill_lit.utils.distributed.ranks import all_gather_object, barrier, get_rank, is_sharded
-from distill_lit.utils.files import read_json, sha256_of, sync_folder, write_json
+from distill_lit.utils.files import TEMPORARY_PREFIX, read_json, sha256_of, sync_folder, write_json
 
 SHARED_FILE, MANIFEST_FILE = "shared.pt", "manifest.json"
 HASHING_THREADS = 8
@@ -66,9 +67,9 @@ def write(checkpoint: dict[str, Any], folder: Path, make_room: Callable[[int], N
     make_room: called on the first rank with the bytes that are to be written. Raises OSError when the disk is too full.
     """
     shared, sharded = _split(checkpoint)
-    temporary = folder.with_suffix(".tmp")
+    temporary = folder.with_name(f"{TEMPORARY_PREFIX}{folder.name}")
     if get_rank() == 0:
-        for left in folder.parent.glob("step=*.tmp"):
+        for left in folder.parent.glob(f"{TEMPORARY_PREFIX}step=*"):
             shutil.rmtree(left)
         folder.parent.mkdir(parents=True, exist_ok=True)
         make_room(sum(tensor.numel() * tensor.element_size() for tensor in sharded.values()))
@@ -84,10 +85,12 @@ def write(checkpoint: dict[str, Any], folder: Path, make_room: Callable[[int], N
         hashes[SHARED_FILE] = sha256_of(temporary / SHARED_FILE)
         shapes = {name: list(tensor.shape) for name, tensor in sharded.items()}
         write_json(temporary / MANIFEST_FILE, {"ranks": len(hashes) - 1, "files": hashes, "tensors": shapes})
-        if folder.exists():
-            remove(folder)
+        aside = _set_aside(folder) if folder.is_dir() else None
+        folder.unlink(missing_ok=True)  # a whole one, of before there were shards
         temporary.rename(folder)
         sync_folder(folder.parent)
+        if aside is not None:
+            shutil.rmtree(aside)
 
 
 def read(folder: Path, whole: bool) -> dict[str, Any]:
@@ -119,10 +122,14 @@ def is_intact(folder: Path) -> bool:
 
 def remove(folder: Path) -> None:
     """Removes a checkpoint; one that is removed in part is none."""
-    temporary = folder.with_suffix(".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    folder.rename(temporary)
-    shutil.rmtree(temporary)
+    shutil.rmtree(_set_aside(folder))
+
+
+def _set_aside(folder: Path) -> Path:
+    """Where a checkpoint is then, under a name that is not that of one which is being written."""
+    aside = folder.with_name(f"{TEMPORARY_PREFIX}removed-{folder.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    return folder.rename(aside)
 
 
 def _split(checkpoint: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -32,14 +32,13 @@ from distill_lit.training.fsdp_strategy import FullyShardedStrategy
 from distill_lit.training.json_lines_logger import step_of
 from distill_lit.training.local_trainer import build_local_trainer, sync_lightning_rank
 from distill_lit.training.loggers import LoggerOptions, build_loggers, close_loggers
-from distill_lit.training.optim import adamw, warmup_cosine
+from distill_lit.training.optim import CHECKPOINT_BYTES, adamw, warmup_cosine
 from distill_lit.utils.distributed.ranks import broadcast_from_rank_zero, get_world_size
 from distill_lit.utils.exceptions import Preempted, UserError
 from distill_lit.utils.files import read_jsonl
 from distill_lit.utils.progress import ProgressCallback
 
 log = logging.getLogger(__name__)
-CHECKPOINT_BYTES = 12  # per parameter that is trained: float32 weights and two moments
 MAX_WHOLE_CHECKPOINT_BYTES = 10_000_000_000  # of a checkpoint in one file, where there is a choice
 __all__ = ["Preempted", "TrainingJob", "train", "validate"]
 

@@ -36,6 +36,11 @@ def describe_exit_code(code: int) -> str:
     return f"was killed by {name}" + (", perhaps out of memory" if name == "SIGKILL" else "")
 
 
+def error_summary(error: BaseException) -> str:
+    """The kind of an error, and the first line of what it says."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+
+
 def one_line_message(error: BaseException) -> str:
     """What an error of somebody else's library says, without its line breaks and not at any length."""
     return " ".join(str(error).split())[:300] or type(error).__name__

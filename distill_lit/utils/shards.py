@@ -12,7 +12,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from distill_lit.utils.files import atomic_write, read_json, sha256_of, write_json
+from distill_lit.utils.files import atomic_write, read_mapping, sha256_of, write_json
 
 _verified: dict[Path, tuple[int, int, str]] = {}  # size, time of change, sha256: hashed by this process
 
@@ -26,11 +26,7 @@ class Shards:
 
     def manifest(self) -> dict[str, Any]:
         """What the shards are of; empty where nothing readable says so."""
-        try:
-            found = read_json(self.folder / "manifest.json")
-        except (OSError, ValueError):
-            return {}
-        return found if isinstance(found, dict) else {}
+        return read_mapping(self.folder / "manifest.json")
 
     def write_manifest(self, facts: Mapping[str, Any]) -> None:
         """Replaces the manifest."""

@@ -1,8 +1,11 @@
 """Several drivers over one folder, as on several machines that share it: nothing is done twice, nothing is left out."""
 
+import argparse
+import io
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -10,9 +13,12 @@ from pathlib import Path
 
 import pytest
 from helpers import sleeping_driver
+from rich.console import Console
 
+from distill_lit.cli.commands import stop as stop_command
 from distill_lit.experiment import claims
 from distill_lit.experiment.claims import InUse, claim_folder, holder_of, is_claimed
+from distill_lit.experiment.launcher.drivers import driver_lease, find_drivers
 
 HELPERS = Path(sleeping_driver.__file__).parent
 COUNT = 60
@@ -60,6 +66,45 @@ def test_a_lease_keeps_others_out_and_dies_with_its_holder(tmp_path: Path) -> No
     with claim_folder(tmp_path / "run", 0):
         assert is_claimed(tmp_path / "run")
     assert not list((tmp_path / "run").iterdir())
+
+
+def holder_process(code: str, ready: Path) -> "subprocess.Popen[bytes]":
+    """A process that holds what `code` begins a `with` for, once `ready` is there."""
+    lines = ["import sys, time", "from pathlib import Path", "from distill_lit.experiment.claims import claim_folder",
+             "from distill_lit.experiment.launcher.drivers import driver_lease",
+             f"with {code}:\n    Path({str(ready)!r}).touch(); time.sleep(100)"]  # fmt: skip
+    process = subprocess.Popen([sys.executable, "-c", "\n".join(lines)])
+    while not ready.exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    return process
+
+
+def test_stop_finds_drivers_that_share_runs_and_workers_without_a_driver(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, said = tmp_path / "runs/quickstart", io.StringIO()
+    options = argparse.Namespace(experiment=Path("quickstart"), overrides=[], root=tmp_path)
+    run_folder = folder / "one-01234567"
+
+    def stop() -> str:
+        said.truncate(said.seek(0))
+        assert stop_command.run(options, Console(file=said, width=200)) == 0
+        return said.getvalue()
+
+    assert stop() == "nothing of quickstart is queued or running\n"
+    driver = holder_process(f"driver_lease(Path({str(folder)!r}), is_shared=True)", tmp_path / "driver")
+    worker = holder_process(f"claim_folder(Path({str(run_folder)!r}), 0)", tmp_path / "worker")
+    host = socket.gethostname()
+    assert stop() == f"process {driver.pid} on {host} was asked to stop; what trains is saved first\n"
+    assert (driver.wait(10), worker.poll()) == (-signal.SIGTERM, None)
+    assert stop() == f"one-01234567: process {worker.pid} on {host} was asked to stop; what trains is saved first\n"
+    assert worker.wait(10) == -signal.SIGTERM
+    assert stop() == "nothing of quickstart is queued or running\n"
+    with driver_lease(folder, is_shared=True), driver_lease(folder, is_shared=True):
+        assert len(find_drivers(folder)) == 2
+        monkeypatch.setattr(claims.socket, "gethostname", lambda: "elsewhere")
+        assert stop().splitlines().count(f"process {os.getpid()} on {host} runs it; stop it there") == 2
 
 
 def test_a_lease_of_another_machine_counts_until_it_is_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

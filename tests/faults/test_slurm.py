@@ -96,7 +96,7 @@ def test_levels_wait_for_each_other_and_a_failure_stops_only_what_needs_it(folde
     submit(folder, *runs, note=lines.append)  # all are in the queue
     assert lines[1:] == ["4 runs are in the queue already"]
     outcome = Outcome()
-    watch.Watch(cache.config, list(runs), folder, SilentDisplay(), outcome).run()
+    watch.Watch(list(runs), folder, SilentDisplay(), outcome).run()
     assert outcome.failed == {bad.name: "RuntimeError: a bug", poor.name: f"needs {bad.name}, which failed"}
     assert outcome.left == {} and is_done(folder, cache, good)
     assert steps(folder, good) == [1, 2, 3]

@@ -138,3 +138,18 @@ def test_ctrl_c_twice_in_a_step_that_does_not_end(experiment: Path, tmp_path: Pa
     assert time.monotonic() - began < 30  # not the 60 seconds that a worker is given
     assert "loses what was done since the last checkpoint" in " ".join(said.split())
     assert [path.stem for path in list_checkpoints(run_folder(tmp_path) / "checkpoints")] == ["step=5", "step=4"]
+
+
+def test_a_sharded_checkpoint_is_seen_to_be_written(tmp_path: Path) -> None:
+    """A folder, whose files grow."""
+    worker = Worker.__new__(Worker)
+    worker.run, worker.folder = SimpleNamespace(name="one"), tmp_path  # type: ignore[assignment]
+    assert worker.unfinished_checkpoint() is None
+    place = tmp_path / "one/checkpoints" / f"{TEMPORARY_PREFIX}step=5.ckpt"
+    place.mkdir(parents=True)
+    (place / "rank_00000.safetensors").write_bytes(b"x" * 10)
+    before = worker.unfinished_checkpoint()
+    (place / "rank_00000.safetensors").write_bytes(b"x" * 30)
+    after = worker.unfinished_checkpoint()
+    assert before is not None and after is not None
+    assert after[0] - before[0] == 20 and after[1] >= before[1]

@@ -249,8 +249,25 @@ def test_probes_and_answers_are_counted(tmp_path: Path, tiny_teacher: Path, tiny
     assert asked.teacher == 0
     shown = load(tmp_path, tiny_teacher, tiny_corpus, "evaluation.tasks=[gsm8k]", "evaluation.repeats=3",
                  "evaluation.temperature=1", "evaluation.max_gen_toks=10", "evaluation.limit=0")  # fmt: skip
-    assert EvaluationWork.of(shown).written_tokens == 1500 * 3 * 10
-    assert EvaluationWork.of(load(tmp_path, tiny_teacher, tiny_corpus, "evaluation.tasks=[]")).num_tasks == 0
+    assert EvaluationWork.of(shown, 0).written_tokens == 1500 * 3 * 10
+    assert EvaluationWork.of(load(tmp_path, tiny_teacher, tiny_corpus, "evaluation.tasks=[]"), 0).num_tasks == 0
+
+
+def test_evaluations_on_the_way_are_those_of_a_training(
+    tmp_path: Path, tiny_teacher: Path, tiny_corpus: Path, machine: list[int]
+) -> None:
+    """One step: before it and after it, however short the interval; a model that is not trained at the end alone."""
+    changes = ["baselines=[teacher,untrained,ce_only]", "evaluation.interval=0.25", "evaluation.interval_limit=3"]
+    config = load(tmp_path, tiny_teacher, tiny_corpus, *changes)
+    runs = [run_of(config, role) for role in ("untrained", "ce_only")]
+    forward = Architectures(runs).student(runs[0]).size.flops_per_token()
+    found = estimate_runs(runs)
+    for run, documents in zip(runs, (4, 4 + 2 * 3), strict=True):
+        estimated = found[run.name]
+        assert estimated is not None
+        assert 60 * estimated.parts["evaluation"] == pytest.approx(forward * documents * 120 / 1e6 + pace.TASK_SECONDS)
+    assert EvaluationWork.of(config, 100).question_tokens == (4 + (1 + 4) * 3) * 120
+    assert EvaluationWork.of(config, 0).question_tokens == 4 * 120
 
 
 def test_memory_of_a_student_by_hand(tmp_path: Path, tiny_teacher: Path, tiny_corpus: Path, machine: list[int]) -> None:

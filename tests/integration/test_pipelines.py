@@ -14,7 +14,7 @@ from distill_lit.config.derivation import map_model_references
 from distill_lit.config.roles import Role
 from distill_lit.experiment.architectures import Architectures
 from distill_lit.experiment.collect import _costs, _curves
-from distill_lit.experiment.completion import is_run_built, read_manifest
+from distill_lit.experiment.completion import is_run_built
 from distill_lit.experiment.display import SilentDisplay
 from distill_lit.experiment.experiment import Experiment
 from distill_lit.experiment.launcher.local import LocalLauncher
@@ -25,7 +25,7 @@ from distill_lit.experiment.run import build_run, check_sources_unchanged, with_
 from distill_lit.experiment.stopping import StopSignals
 from distill_lit.models import load_model
 from distill_lit.utils.exceptions import UserError
-from distill_lit.utils.files import read_jsonl, write_json
+from distill_lit.utils.files import read_jsonl, read_mapping, write_json
 
 
 def build(runs: dict[str, Run], folder: Path) -> None:
@@ -180,7 +180,7 @@ def test_a_student_is_cut_out_of_the_model_that_was_made(built: tuple[Experiment
     experiment, runs = built
     corrected = load_model(experiment.folder_of(runs["corrected-seed=0"]) / "student")
     untrained = load_model(experiment.folder_of(runs["two-untrained-seed=0"]) / "student")
-    kept = read_manifest(experiment.folder_of(runs["two-untrained-seed=0"]) / "manifest.json")["kept_layers"]
+    kept = read_mapping(experiment.folder_of(runs["two-untrained-seed=0"]) / "manifest.json")["kept_layers"]
     for layer, number in zip(untrained.model.layers, kept, strict=True):
         assert torch.equal(layer.mlp.up_proj.weight, corrected.model.layers[number].mlp.up_proj.weight)
 
@@ -189,7 +189,7 @@ def test_architectures_foretell_what_is_made(built: tuple[Experiment, dict[str, 
     experiment, runs = built
     architectures = Architectures(experiment.runs)
     for run in runs.values():
-        manifest = read_manifest(experiment.folder_of(run) / "manifest.json")
+        manifest = read_mapping(experiment.folder_of(run) / "manifest.json")
         assert architectures.student(run).config.num_hidden_layers == manifest["num_layers"], run.label
 
 
@@ -216,7 +216,7 @@ def test_curves_and_costs_run_over_all_stages(built: tuple[Experiment, dict[str,
     experiment, runs = built
     student = runs["two-teacher=corrected-seed=0"]
     curves = _curves([student], experiment)
-    manifests = {run.student: read_manifest(experiment.folder_of(run) / "manifest.json") for run in runs.values()
+    manifests = {run.student: read_mapping(experiment.folder_of(run) / "manifest.json") for run in runs.values()
                  if run.role != Role.CE_ONLY or run.student == "two_after_warm_up"}  # fmt: skip
     stages = ("two_after_warm_up", "two_after_off_policy", "two_after_on_policy")
     assert [manifests[name]["first_step"] for name in stages] == [0, 4, 12]  # 512, then 1,024 tokens of 128 a step
@@ -250,12 +250,12 @@ def test_models_of_ones_own_that_changed_after_a_student_was_trained_are_noticed
 ) -> None:
     experiment, runs = built
     run = runs["corrected-seed=0"]
-    (reference,) = read_manifest(experiment.folder_of(run) / "manifest.json")["sources"]
+    (reference,) = read_mapping(experiment.folder_of(run) / "manifest.json")["sources"]
     changed = tmp_path / "changed"
     shutil.copytree(reference.removeprefix("file:"), changed)
     copied = tmp_path / "runs" / run.name
     shutil.copytree(experiment.folder_of(run), copied)
-    manifest = read_manifest(copied / "manifest.json")
+    manifest = read_mapping(copied / "manifest.json")
     write_json(copied / "manifest.json", manifest | {"sources": {f"file:{changed}": manifest["sources"][reference]}})
     moved = replace(run, config=map_model_references(run.config, lambda _key, _name: f"file:{changed}"))
     check_sources_unchanged([moved], copied.parent)
@@ -267,7 +267,7 @@ def test_models_of_ones_own_that_changed_after_a_student_was_trained_are_noticed
 def test_provenance_names_made_models_and_not_where_they_are(built: tuple[Experiment, dict[str, Run]]) -> None:
     experiment, runs = built
     source = runs["corrected-seed=0"]
-    provenance = read_manifest(experiment.folder_of(runs["assistant-seed=0"]) / "manifest.json")["provenance"]
+    provenance = read_mapping(experiment.folder_of(runs["assistant-seed=0"]) / "manifest.json")["provenance"]
     assert f"run:{experiment.runs_folder.name}/{source.name}" in provenance["revisions"]
     assert str(experiment.runs_folder) not in json.dumps(provenance)
 

@@ -9,6 +9,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,7 @@ from distill_lit.config import (
 from distill_lit.data.loader import PackedLoader, make_batch
 from distill_lit.data.packing import pack
 from distill_lit.data.tokenization import join_documents
+from distill_lit.experiment import services
 from distill_lit.experiment.completion import is_run_built
 from distill_lit.experiment.model_checks import check_against_teacher, check_services
 from distill_lit.experiment.plan import plan_runs
@@ -49,7 +51,7 @@ from distill_lit.teachers.base import CachedTeacherSource, CacheRows, TeacherCon
 from distill_lit.teachers.service import read_endpoint, wait_for_service, write_endpoint
 from distill_lit.training.loss import DistillationLoss
 from distill_lit.utils.exceptions import UserError
-from distill_lit.utils.files import read_json
+from distill_lit.utils.files import cache_root, read_json, write_json
 
 pytest.importorskip("openai")
 SHARED_CACHE = os.environ.get("DISTILL_LIT_CACHE", str(Path("~/.cache/distill-lit").expanduser()))
@@ -537,6 +539,42 @@ def test_a_service_that_cannot_be_started_says_so_to_those_who_wait(tmp_path: Pa
         needed.set()
         thread.join()
     assert (tmp_path / "lives").read_text() == "xx"
+
+
+@pytest.mark.parametrize(("start", "is_ended"), [("7", True), ("8", False), ("", False), ("?", False)])
+def test_only_a_process_that_is_known_to_be_the_left_server_is_ended(
+    monkeypatch: pytest.MonkeyPatch, start: str, is_ended: bool
+) -> None:
+    """A number may have been given to another process; where the system does not tell when one began, nobody knows."""
+    service, ended = ServiceConfig(command=f"left {start}"), list[int]()
+    services._process_path(service).parent.mkdir(parents=True, exist_ok=True)
+    write_json(services._process_path(service), {"pid": 123_456, "started": start if start != "8" else "7"})
+    monkeypatch.setattr(services, "process_start", lambda _: start)
+    monkeypatch.setattr(services.os, "killpg", lambda pid, _: ended.append(pid))
+    services._end_orphan(service)
+    assert ended == ([123_456] if is_ended else [])
+
+
+def test_the_time_until_a_service_is_ready_is_time_and_no_number_of_looks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each look takes five seconds of a clock by hand: after twelve there are three."""
+    clock, looks = [0.0], list[float]()
+
+    def look(*_: Any) -> bool:
+        looks.append(clock[0])
+        clock[0] += 5.0
+        return False
+
+    monkeypatch.setattr(services, "_is_healthy", look)
+    monkeypatch.setattr(services, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(services, "POLL_SECONDS", 0.0)
+    service = ServiceConfig(command="sleep 60", start_timeout=12.0)
+    services.service_folder(service).mkdir(parents=True, exist_ok=True)
+    with (tmp_path / "log").open("ab") as log:
+        reason = services._run_once(service, 1, "", lambda: len(looks) < 100, QUIET, log)
+    assert reason == "was not ready after 12 s"
+    assert looks == [0.0, 5.0, 10.0]
 
 
 def test_a_service_is_found_through_disk_also_after_it_has_moved(

@@ -11,6 +11,7 @@ from helpers.distillation import TRAINING, run, weights
 from helpers.rank_trainings import EVERY_NODE, Leg, logged, prepare, run_legs, run_several, start_node
 
 from distill_lit.utils.distributed.spawn import spawn_ranks
+from distill_lit.utils.files import TEMPORARY_PREFIX
 
 SHARED = replace(TRAINING, micro_batch_size=2, gradient_accumulation_steps=2, devices=2)
 # each reads what the one before has written, and is stopped by a signal to one rank; the last one ends
@@ -45,7 +46,7 @@ def test_two_ranks_are_one_process_and_go_on_from_any_kind_of_checkpoint(
     assert was_sharded
     torch.testing.assert_close(found, weights(whole), rtol=0, atol=1e-5)
     assert_same_training(tmp_path / "one", tmp_path / "two")
-    assert not any(".tmp" in name for leg in files for name in leg)
+    assert not any(TEMPORARY_PREFIX in name for leg in files for name in leg)
     if tied:
         assert files[0] == ["step=1.ckpt", "step=1.sha256.json"]
         shards = ["manifest.json", "rank_00000.safetensors", "rank_00001.safetensors", "shared.pt"]

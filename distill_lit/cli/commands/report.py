@@ -51,8 +51,10 @@ def run(options: argparse.Namespace, console: Console) -> int:
     if not os.access(folder, os.W_OK):
         raise UserError(f"{folder} cannot be written to; copy it to a folder that can be, and draw its report there")
     from distill_lit.report import build_report_bundle, render_report
+    from distill_lit.report.paper.known_names import check_report_sections
 
     bundle = build_report_bundle(folder, config.analysis, config.name, config.question, config.report, config.hypotheses)
+    check_report_sections(bundle.scores, bundle.score_frame, [config])
     print_report(bundle, folder, console, render_report(folder, bundle, options.all))
     return DONE
 

@@ -41,13 +41,12 @@ def add_parser(commands: CommandParsers) -> None:
 def run(options: argparse.Namespace, console: Console) -> int:
     """Plans, runs what is missing, collects, reports."""
     experiment = load_checked_experiment(options)
+    _choose_runs(experiment, options)
     if not options.dry_run:
         experiment.settle()
-    _choose_runs(experiment, options)
     from distill_lit.cli.launch import launch
     from distill_lit.cli.report_output import print_report
     from distill_lit.cli.run_table import print_plan
-    from distill_lit.experiment.launcher.launch import LaunchMode
     from distill_lit.experiment.stopping import Terminated
 
     if options.dry_run:
@@ -55,13 +54,12 @@ def run(options: argparse.Namespace, console: Console) -> int:
         return DONE
     began = time.monotonic()
     experiment.prepare()
-    mode = LaunchMode(is_shared=experiment.chosen is not None, detach=options.detach)
     try:
-        failed = launch(experiment, console, mode=mode)
+        failed = launch(experiment, console, detach=options.detach)
     except Terminated as stop:
         return stop.code
-    if mode.detach or mode.is_shared:
-        what = "the jobs are in the queue" if mode.detach else "these runs are done" if not failed else "some runs failed"
+    if options.detach or experiment.chosen is not None:
+        what = "some runs failed" if failed else "the jobs are in the queue" if options.detach else "these runs are done"
         console.print(f"{what}; the command without --detach, --shard and --run draws the report once all are done")
         return SOME_RUNS_FAILED if failed else DONE
     folder = experiment.collect(failed)

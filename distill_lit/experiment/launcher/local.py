@@ -90,8 +90,8 @@ class Worker:
             return None
         for path in (self.folder / self.run.name / "checkpoints").glob(f"{TEMPORARY_PREFIX}*"):
             with contextlib.suppress(OSError):  # finished meanwhile
-                found = path.stat()
-                return found.st_size, found.st_mtime_ns
+                found = [each.stat() for each in (path, *path.glob("*"))]  # a folder, where it is one of shards
+                return sum(each.st_size for each in found), max(each.st_mtime_ns for each in found)
         return None
 
     @property

@@ -1,22 +1,14 @@
-"""What every engine has in common: one driver at a time, folders of runs that were renamed, checkpoints that are whole."""
+"""What every engine has in common: folders of runs that were renamed, checkpoints that are whole."""
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from distill_lit.config import ExperimentConfig, to_yaml
-from distill_lit.experiment.claims import claim_folder, is_claimed
+from distill_lit.experiment.claims import is_claimed
 from distill_lit.experiment.completion import is_run_built, is_run_complete
 from distill_lit.experiment.planned_run import Run
 from distill_lit.training.checkpoint import find_latest_checkpoint
 from distill_lit.utils.files import write_text
-
-
-@contextlib.contextmanager
-def exclusive_driver(folder: Path) -> Iterator[None]:
-    """Inside, this process alone decides what is run. Raises UserError where another one does."""
-    with claim_folder(folder, timeout=0):
-        yield
 
 
 def prepare_runs(config: ExperimentConfig, runs: list[Run], folder: Path, note: Callable[[str], None]) -> list[Run]:

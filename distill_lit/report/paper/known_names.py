@@ -6,7 +6,9 @@ import pandas as pd
 
 from distill_lit.analysis.model_groups import ROLE_LABELS, group_label, short_axis_names
 from distill_lit.analysis.scores import Scores
+from distill_lit.config import ExperimentConfig
 from distill_lit.config.report import ReportConfig
+from distill_lit.report.declared_names import check_report_section
 from distill_lit.report.paper.quantities import QUANTITIES
 from distill_lit.report.paper.request import GROUP_KEYS, axis_names, group_keys, model_label
 from distill_lit.report.paper.values import other_quantities
@@ -20,6 +22,14 @@ def check_display(scores: Scores, frame: pd.DataFrame, display: ReportConfig) ->
     _check("--rename", display.labels, names)
     _check("--order", display.order, names)
     _check("--decimals", display.decimals, quantities)
+
+
+def check_report_sections(scores: Scores, frame: pd.DataFrame, configs: Iterable[ExperimentConfig]) -> None:
+    """Raises UserError for a name in the `report:` section of an experiment that neither it nor what has been gathered of
+    it, and of those beside it, has."""
+    for config in configs:
+        if not config.report.is_empty:
+            check_report_section(config, scores.tasks, [*_names(scores), *other_quantities(scores, frame)])
 
 
 def _names(scores: Scores) -> list[str]:

@@ -20,7 +20,7 @@ from distill_lit.report.formats.table import Table, to_csv
 from distill_lit.report.paper.build import PaperTable, build_paper_table, to_frame, to_table
 from distill_lit.report.paper.endpoint_columns import with_endpoints
 from distill_lit.report.paper.heat_map import heat_map_of
-from distill_lit.report.paper.known_names import check_display
+from distill_lit.report.paper.known_names import check_display, check_report_sections
 from distill_lit.report.paper.notes import merging_notes, provenance_lines, reading_notes
 from distill_lit.report.paper.quantities import FIGURE_FORMATS
 from distill_lit.report.paper.request import TableRequest
@@ -68,6 +68,7 @@ def load_paper_source(configs: dict[Path, ExperimentConfig], display: ReportConf
     scores = compute_scores(results, next(iter(configs.values())).analysis)
     frame = with_endpoints(scores, with_training_flops(score_frame(scores)), {*request.columns, *request.values})
     check_display(scores, frame, asked)
+    check_report_sections(scores, frame, configs.values())
     folders = {name: folder for folder, name in names.items()}
     return PaperSource(by_name, folders, scores, frame, left_out_tasks(parts))
 

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from distill_lit.utils.distributed.cluster_environment import removed_variables
 from distill_lit.utils.exceptions import UserError
@@ -22,6 +23,18 @@ class Node:
 
 
 ONLY_NODE = Node()
+
+
+class RankPlace(NamedTuple):
+    """Which rank a process is. local_rank: among those of its machine; node_rank: the machine's number; address, port:
+    where all meet."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    node_rank: int
+    address: str
+    port: int
 
 
 def node_from_environment(count: int, environment: Mapping[str, str] | None = None) -> Node:

@@ -3,10 +3,11 @@ ranks learns that those of another have failed."""
 
 import contextlib
 import json
+import secrets
 import socket
 import time
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from distill_lit.utils.distributed.node import Node
 from distill_lit.utils.exceptions import Preempted, RankFailure, UserError
@@ -14,7 +15,7 @@ from distill_lit.utils.exceptions import Preempted, RankFailure, UserError
 MEETING_SECONDS = 1800.0  # that a node waits for the first one
 POLL_SECONDS = 1.0
 LEAVE_SECONDS = 10.0  # that the first node's store outlives its ranks while others still need it
-FAILED, LEFT, LABEL = "distill_lit/failed", "distill_lit/left", "distill_lit/label"
+FAILED, LEFT, LABEL, MEETING = (f"distill_lit/{name}" for name in ("failed", "left", "label", "meeting"))
 
 
 class Peers:
@@ -33,6 +34,7 @@ class Peers:
             self.port, options = node.port, {"is_master": False, "timeout": timedelta(seconds=MEETING_SECONDS)}
         self._store = _open(node, self.port, world_size, options)
         if node.rank == 0:
+            self._store.set(MEETING, secrets.token_hex(8))
             self._store.set(LABEL, label)
         elif node.count > 1 and (other := self._store.get(LABEL).decode()) != label:
             raise UserError(
@@ -76,11 +78,20 @@ class Peers:
         del self._store
 
 
-def wait_for_label(node: Node) -> str:
-    """What the first node is at, once it is at something. Raises UserError where nobody answers."""
-    store = _open(node, node.port, 1, {"is_master": False, "timeout": timedelta(seconds=MEETING_SECONDS)})
-    label: str = store.get(LABEL).decode()
-    return label
+class Meeting(NamedTuple):
+    """What the first node is at. token: of this one time, as it may be at the same again."""
+
+    label: str
+    token: str
+
+
+def find_meeting(node: Node, seconds: float) -> Meeting | None:
+    """What the first node is at now; None where it is at nothing that needs others, as nobody answers within `seconds`."""
+    try:
+        store = _open(node, node.port, 1, {"is_master": False, "timeout": timedelta(seconds=seconds)})
+        return Meeting(store.get(LABEL).decode(), store.get(MEETING).decode())
+    except (UserError, RuntimeError):  # it has left meanwhile
+        return None
 
 
 def _open(node: Node, port: int, world_size: int, options: dict[str, Any]) -> Any:

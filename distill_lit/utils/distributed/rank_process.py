@@ -17,7 +17,8 @@ import traceback
 from multiprocessing.connection import Connection
 from typing import Any
 
-from distill_lit.utils.exceptions import RankFailure
+from distill_lit.utils.distributed.node import RankPlace
+from distill_lit.utils.exceptions import RankFailure, error_summary
 
 RANK_LOG_FORMAT = "%(asctime)s rank {} %(name)s %(message)s"
 
@@ -29,7 +30,7 @@ def run_rank(descriptor: int) -> None:
     for signal_number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):  # who started this rank decides about those
         signal.signal(signal_number, signal.SIG_IGN)
     place, threads = connection.recv()
-    rank = place[0]
+    rank = place.rank
     payload = connection.recv_bytes()
     threading.Thread(target=_exit_on_disconnect, args=(connection,), daemon=True).start()
     logging.basicConfig(level=logging.INFO, force=True, format=RANK_LOG_FORMAT.format(rank))
@@ -45,25 +46,24 @@ def run_rank(descriptor: int) -> None:
     threading.Event().wait()
 
 
-def _run_function(place: tuple[Any, ...], threads: int, payload: bytes, pipe: Connection) -> bytes:
+def _run_function(place: RankPlace, threads: int, payload: bytes, pipe: Connection) -> bytes:
     loopback = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), "")
-    rank, address = place[0], place[4]
-    if loopback and is_loopback(address):
+    if loopback and is_loopback(place.address):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)
     import torch
 
-    from distill_lit.utils.distributed.ranks import RankPlace, init_process_group
+    from distill_lit.utils.distributed.ranks import init_process_group
 
     torch.set_num_threads(threads)
-    init_process_group(RankPlace(*place))
+    init_process_group(place)
     function, arguments = pickle.loads(payload)
 
     def progress_callback(*facts: Any) -> None:
-        if rank == 0:
+        if place.rank == 0:
             pipe.send(("report", facts))
 
     result = function(*arguments, progress_callback)
-    return pickle.dumps(result if rank == 0 else None)
+    return pickle.dumps(result if place.rank == 0 else None)
 
 
 def is_loopback(address: str) -> bool:
@@ -101,8 +101,7 @@ def pickle_error(error: BaseException, rank: int) -> bytes:
             return pickled
     except Exception:
         pass
-    first = (str(error).splitlines() or [""])[0]
-    return pickle.dumps(RankFailure(f"{type(error).__name__}: {first}"))
+    return pickle.dumps(RankFailure(error_summary(error)))
 
 
 if __name__ == "__main__":

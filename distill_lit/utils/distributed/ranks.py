@@ -3,26 +3,16 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed
 
+from distill_lit.utils.distributed.node import RankPlace
+
 # for the others, who may have a cache to write or questions to ask: whoever dies is noticed by who started the ranks
 PROCESS_GROUP_TIMEOUT = timedelta(days=7)
 ResultT = TypeVar("ResultT")
-
-
-class RankPlace(NamedTuple):
-    """Which rank a process is. local_rank: among those of its machine; node_rank: the machine's number; address, port:
-    where all meet."""
-
-    rank: int
-    world_size: int
-    local_rank: int
-    node_rank: int
-    address: str
-    port: int
 
 
 _place = RankPlace(0, 1, 0, 0, "127.0.0.1", 0)

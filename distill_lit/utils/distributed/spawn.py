@@ -18,7 +18,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from distill_lit.utils.distributed.cluster_environment import remove_cluster_variables
-from distill_lit.utils.distributed.node import ONLY_NODE, Node
+from distill_lit.utils.distributed.node import ONLY_NODE, Node, RankPlace
 from distill_lit.utils.distributed.peers import Peers
 from distill_lit.utils.exceptions import Preempted, RankFailure, describe_exit_code
 
@@ -121,7 +121,8 @@ def _start_rank(local_rank: int, count: int, peers: Peers, payload: bytes) -> _R
     )
     child_connection.close()
     with contextlib.suppress(OSError):  # one that has died is noticed by its exit code
-        parent_connection.send(((rank, count * node.count, local_rank, node.rank, node.address, peers.port), threads))
+        place = RankPlace(rank, count * node.count, local_rank, node.rank, node.address, peers.port)
+        parent_connection.send((place, threads))
         parent_connection.send_bytes(payload)
     return _RankProcess(rank, process, parent_connection)
 

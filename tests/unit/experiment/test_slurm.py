@@ -7,10 +7,13 @@ import pytest
 
 from distill_lit.config import ExperimentConfig, LauncherConfig, SlurmConfig, StudentConfig, TeacherConfig, TrainingConfig
 from distill_lit.config.roles import Role
+from distill_lit.experiment.display import SilentDisplay
+from distill_lit.experiment.launcher.outcome import Outcome
 from distill_lit.experiment.launcher.shards import choose_named, choose_shard, parse_shard
 from distill_lit.experiment.launcher.slurm import engine, task
-from distill_lit.experiment.launcher.slurm.arrays import EVALUATE, plan_arrays, total_tasks
+from distill_lit.experiment.launcher.slurm.arrays import plan_arrays, total_tasks
 from distill_lit.experiment.launcher.slurm.checks import check_partition, check_slurm_config
+from distill_lit.experiment.launcher.slurm.progress_file import ProgressFile
 from distill_lit.experiment.launcher.slurm.squeue import (
     Partition,
     SlurmError,
@@ -21,9 +24,12 @@ from distill_lit.experiment.launcher.slurm.squeue import (
 )
 from distill_lit.experiment.launcher.slurm.status import join_task
 from distill_lit.experiment.launcher.slurm.submit import sbatch_options
-from distill_lit.experiment.planned_run import Run
-from distill_lit.experiment.run_state import last_status
+from distill_lit.experiment.launcher.slurm.watch import Watch
+from distill_lit.experiment.planned_run import EVALUATE, Run
+from distill_lit.experiment.run_state import last_status, write_run_status
 from distill_lit.utils.exceptions import UserError
+from distill_lit.utils.files import TEMPORARY_PREFIX, write_json
+from distill_lit.utils.progress import NOTE_STAGE
 
 QUEUE = """\
 7_0|7|0|sweep.aa11|RUNNING|node1|None
@@ -101,6 +107,62 @@ def test_what_the_queue_has_no_room_for_is_left_and_said(tmp_path: Path, monkeyp
     assert lines == ["sbatch: the queue is full: 3 jobs are left; the same command submits them once there is room"]
     with pytest.raises(UserError, match=r"launcher\.slurm: sbatch: the queue is full"):  # where it has taken none
         engine.submit(runs[0].config, runs, tmp_path, lines.append)
+
+
+def test_restarts_of_an_earlier_submission_do_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rest of one submission goes on counting; what is in the queue is left alone."""
+    monkeypatch.setattr(engine, "submit_array", lambda *_: "7")
+    monkeypatch.setattr(engine, "array_limit", lambda: 9)
+    run, queued = run_of("late"), run_of("queued")
+    kept = [tmp_path / one.name / task.RESTARTS_FILE for one in (run, queued)]
+    for path in kept:
+        write_json(path, {"restarts": 20})
+    write_run_status(tmp_path / run.name, "failed", "its time was over 21 times")
+    monkeypatch.setattr(engine, "queued_runs", lambda _: {queued.name: parse_queue(QUEUE, {"aa11"})[0]})
+    assert engine.submit(run.config, [run, queued], tmp_path, lambda _: None, is_rest=True)
+    assert [path.is_file() for path in kept] == [True, True]
+    assert engine.submit(run.config, [run, queued], tmp_path, lambda _: None)
+    assert [path.is_file() for path in kept] == [False, True]
+    assert last_status(tmp_path / run.name) == ("", "")
+
+
+def test_progress_that_stands_still_is_shown_once_and_a_note_too(tmp_path: Path) -> None:
+    class Shown(SilentDisplay):
+        def __init__(self) -> None:
+            self.events: list[Any] = []
+            self.notes: list[str] = []
+
+        def update_run(self, _: Run, event: Any) -> None:
+            self.events.append((event["stage"], event["done"]))
+
+        def note(self, line: str) -> None:
+            self.notes.append(line)
+
+    run, shown = run_of("one"), Shown()
+    (tmp_path / run.name).mkdir()
+    progress, looking = ProgressFile(tmp_path / run.name), Watch([run], tmp_path, shown, Outcome())
+    progress.report(NOTE_STAGE, 0, 0, "slow disk")
+    for done in (2, 2, 3):
+        progress.last = 0.0
+        progress.report("train", done, 9)
+        looking._show_progress(run)
+        looking._show_progress(run)
+    assert shown.events == [("train", 2), ("train", 3)]
+    assert shown.notes == ["one: slow disk"]
+
+
+def test_a_checkpoint_that_is_half_written_is_none(tmp_path: Path) -> None:
+    """What was saved before a job's time was over is compared with what was there: one step at least."""
+    checkpoints = tmp_path / "checkpoints"
+    checkpoints.mkdir()
+    (checkpoints / "step=5.ckpt").touch()
+    before = task._checkpoints(tmp_path)
+    (checkpoints / f"{TEMPORARY_PREFIX}step=6.ckpt").mkdir()
+    (checkpoints / "step=6.sha256.json").touch()
+    write_run_status(tmp_path, "preempted", "SIGUSR2 at step 5")
+    assert "too few for one step" in task._why_not_again(tmp_path, SlurmConfig(), before)
+    (checkpoints / "step=6.ckpt").touch()
+    assert task._why_not_again(tmp_path, SlurmConfig(), before) == ""
 
 
 def test_an_evaluation_says_that_its_training_was_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,9 +1,16 @@
 """Which GPUs each of several workers gets, with a count of devices that is made up."""
 
+import argparse
+from pathlib import Path
+
 import pytest
 import torch
+from rich.console import Console
 
+from distill_lit.cli.commands import run as run_command
 from distill_lit.config import ExperimentConfig, LauncherConfig, StudentConfig, TeacherConfig, TrainingConfig
+from distill_lit.experiment import validation
+from distill_lit.experiment.experiment import Experiment
 from distill_lit.experiment.launcher.devices import limit_gpu_memory, share_gpus, visible_gpus, worker_environment
 from distill_lit.experiment.pace import threads_per_worker
 from distill_lit.utils.exceptions import UserError
@@ -66,3 +73,29 @@ def test_memory_and_threads_are_shared_out_alike(monkeypatch: pytest.MonkeyPatch
     assert limits == [(0.25, 0)]
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {2, 3, 5, 7})  # an allocation of four cores
     assert [threads_per_worker(0, workers) for workers in (1, 2, 8)] == [4, 2, 1]
+
+
+def test_the_check_counts_runs_as_the_launch_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two points of a grid are seven runs, for four of which there are workers at a time."""
+    monkeypatch.setattr(validation, "visible_gpus", lambda: ["0", "1"])
+    dtypes = [f"{key}=float32" for key in ("training.precision", "teacher.dtype", "evaluation.dtype")]
+    with pytest.raises(UserError, match="launcher.workers: 4 workers with 1 GPUs each need 4, and there are 2"):
+        Experiment.from_yaml("quickstart", [*dtypes, "launcher.workers=4"], tmp_path)
+    for fine in (["launcher.workers=2"], ["launcher.workers=4", "training.accelerator=cpu"]):
+        Experiment.from_yaml("quickstart", [*dtypes, *fine], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [({"shard": "1/2"}, "are for other schedulers"), ({"shard": "1/2", "run_names": ["x"]}, "--shard and --run: give one")],
+)
+def test_flags_are_checked_before_a_node_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: dict[str, object], words: str
+) -> None:
+    asked: list[Experiment] = []
+    monkeypatch.setattr(Experiment, "settle", asked.append)
+    given = {"shard": "", "run_names": [], "detach": False, "dry_run": False, **flags}
+    options = argparse.Namespace(experiment=Path("quickstart"), overrides=["launcher.engine=slurm"], root=tmp_path, **given)
+    with pytest.raises(UserError, match=words):
+        run_command.run(options, Console())
+    assert asked == []

@@ -12,7 +12,7 @@ from distill_lit.training import sharded_checkpoint
 from distill_lit.training.checkpoint import SafeCheckpointIO, find_latest_checkpoint, list_checkpoints, rotate_checkpoints
 from distill_lit.training.sharded_checkpoint import StoredTensor, rank_file, rows_of_rank
 from distill_lit.utils.exceptions import UserError
-from distill_lit.utils.files import sha256_of
+from distill_lit.utils.files import TEMPORARY_PREFIX, sha256_of
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 5, 7, 8, 9, 31])
@@ -63,7 +63,7 @@ def test_a_folder_is_read_by_any_number_of_ranks(tmp_path: Path) -> None:
 def test_a_folder_that_is_damaged_is_passed_over(tmp_path: Path, name: str, deed: str) -> None:
     write_by_hand(tmp_path / "step=2.ckpt")
     write_by_hand(tmp_path / "step=3.ckpt")
-    (tmp_path / "step=4.tmp").mkdir()  # a kill in the middle of writing
+    (tmp_path / f"{TEMPORARY_PREFIX}step=4.ckpt").mkdir()  # a kill in the middle of writing
     file = tmp_path / "step=3.ckpt" / name
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 0xFF
@@ -94,3 +94,17 @@ def test_folders_count_in_the_budget(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step=4.ckpt"]
     sharded_checkpoint.remove(tmp_path / "step=4.ckpt")
     assert not [*tmp_path.iterdir()]
+
+
+def test_the_same_step_is_saved_again(tmp_path: Path) -> None:
+    """As by a signal that comes while a step is validated which has been saved before."""
+    folder = tmp_path / "step=3.ckpt"
+    for epoch in (1, 2):
+        checkpoint = {"state_dict": {"a": torch.ones(2)}, "optimizer_states": [], "epoch": epoch}
+        sharded_checkpoint.write(checkpoint, folder, lambda _: None)
+        assert SafeCheckpointIO().load_checkpoint(folder)["epoch"] == epoch
+    assert [path.name for path in tmp_path.iterdir()] == ["step=3.ckpt"]
+    SafeCheckpointIO().save_checkpoint({"epoch": 3}, folder)  # and whole, by a training that is sharded no more
+    assert SafeCheckpointIO().load_checkpoint(folder)["epoch"] == 3
+    sharded_checkpoint.write(checkpoint, folder, lambda _: None)
+    assert SafeCheckpointIO().load_checkpoint(folder)["epoch"] == 2

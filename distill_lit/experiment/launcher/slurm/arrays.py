@@ -6,17 +6,15 @@ from typing import NamedTuple
 
 from distill_lit.config import ExperimentConfig
 from distill_lit.config.roles import Role
-from distill_lit.experiment.planned_run import Run
+from distill_lit.experiment.planned_run import BUILD, EVALUATE, Run
 
-BUILD, EVALUATE = "build", "evaluate"
 GPU_FREE = "cpu"  # the accelerator that asks for no GPU
 
 
 class Shape(NamedTuple):
-    """What a job asks for; gpus and cpus: of each node."""
+    """What a job asks for, of one process on each node; gpus and cpus: of each node."""
 
     nodes: int
-    tasks_per_node: int
     gpus: int
     cpus: int
 
@@ -35,10 +33,9 @@ class Task(NamedTuple):
 
 @dataclass
 class Array:
-    """Tasks of one level and one shape. after: indices of earlier arrays that it waits for; after_jobs: ids of jobs in the
-    queue that it waits for."""
+    """Tasks of one level of needs and one shape. after: indices of earlier arrays that it waits for; after_jobs: ids of
+    jobs in the queue that it waits for."""
 
-    level: int
     shape: Shape
     tasks: list[Task]
     after: set[int] = field(default_factory=set)
@@ -54,7 +51,7 @@ def job_shape(run: Run, part: str) -> Shape:
     nodes, ranks = (training.nodes, training.devices) if is_together else (1, 1)
     uses_gpus = slurm.gpus_per_node > 0 and training.accelerator != GPU_FREE
     gpus = (ranks if is_together else slurm.gpus_per_node) if uses_gpus else 0
-    return Shape(nodes, 1, gpus, slurm.cpus_per_task * ranks)
+    return Shape(nodes, gpus, slurm.cpus_per_task * ranks)
 
 
 def tasks_of(run: Run, is_built: bool) -> list[Task]:
@@ -84,10 +81,10 @@ def plan_arrays(
                 levels[run.name] = level
     arrays: list[Array] = []
     builders: dict[str, int] = {}  # {name of a run: index of the array that builds it}
-    for (level, shape), tasks in sorted(groups.items(), key=lambda group: group[0][0]):
+    for (_, shape), tasks in sorted(groups.items(), key=lambda group: group[0][0]):
         for begin in range(0, len(tasks), limit):
             part = tasks[begin : begin + limit]
-            array = Array(level, shape, part, {len(arrays) - 1} if begin else set())  # `workers` holds for all of a level
+            array = Array(shape, part, {len(arrays) - 1} if begin else set())  # `workers` holds for all of a level
             needed = {name for task in part for name in _needs(task)}
             array.after |= {builders[name] for name in needed if name in builders}
             array.after_jobs = {queued[name] for name in needed if name in queued and name not in builders}

@@ -13,7 +13,7 @@ from distill_lit.experiment.launcher.slurm.squeue import (
     has_slurm,
     partitions,
 )
-from distill_lit.experiment.planned_run import Run
+from distill_lit.experiment.planned_run import EVALUATE, Run
 from distill_lit.utils.exceptions import UserError, suggest
 
 MAX_TASKS = 1000  # of one array, where the cluster takes more
@@ -69,7 +69,7 @@ def check_partition(slurm: SlurmConfig, known: dict[str, Partition], runs: Seque
     longest = 0 if any(one.minutes == 0 for one in chosen) else max(one.minutes for one in chosen)
     if longest and slurm.time > longest:
         raise UserError(f"launcher.slurm.time: {slurm.time} minutes, and {', '.join(names)} gives at most {longest}")
-    for shape in {job_shape(run, part) for run in runs for part in ("", "evaluate")}:
+    for shape in {job_shape(run, part) for run in runs for part in ("", EVALUATE)}:
         cpus, gpus = max(one.cpus for one in chosen), max(one.gpus for one in chosen)
         if shape.gpus > gpus:
             remedy = "set launcher.slurm.gpus_per_node=0 and training.accelerator=cpu" if not gpus else "ask for fewer"
@@ -79,10 +79,9 @@ def check_partition(slurm: SlurmConfig, known: dict[str, Partition], runs: Seque
         if shape.nodes > max(one.nodes for one in chosen):
             most = max(one.nodes for one in chosen)
             raise UserError(f"training.nodes: {shape.nodes}, and {', '.join(names)} has {most}")
-        if shape.cpus * shape.tasks_per_node > cpus:
+        if shape.cpus > cpus:
             raise UserError(
-                f"launcher.slurm.cpus_per_task: a job needs {shape.cpus * shape.tasks_per_node} cores of a node, and "
-                f"{', '.join(names)} has {cpus}"
+                f"launcher.slurm.cpus_per_task: a job needs {shape.cpus} cores of a node, and {', '.join(names)} has {cpus}"
             )
 
 

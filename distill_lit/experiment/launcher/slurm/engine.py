@@ -8,16 +8,20 @@ from pathlib import Path
 from distill_lit.config import ExperimentConfig
 from distill_lit.experiment.completion import is_run_built
 from distill_lit.experiment.display import Display
+from distill_lit.experiment.launcher.drivers import driver_lease
 from distill_lit.experiment.launcher.outcome import Outcome
-from distill_lit.experiment.launcher.prepare import exclusive_driver, prepare_runs
+from distill_lit.experiment.launcher.prepare import prepare_runs
 from distill_lit.experiment.launcher.slurm.arrays import plan_arrays, total_tasks
 from distill_lit.experiment.launcher.slurm.checks import array_limit, check_cluster
 from distill_lit.experiment.launcher.slurm.node import check_shared_folder
+from distill_lit.experiment.launcher.slurm.progress_file import PROGRESS_NAME
 from distill_lit.experiment.launcher.slurm.queued_runs import queued_runs
 from distill_lit.experiment.launcher.slurm.squeue import SlurmError
 from distill_lit.experiment.launcher.slurm.submit import submit_array
+from distill_lit.experiment.launcher.slurm.task import RESTARTS_FILE
 from distill_lit.experiment.launcher.slurm.watch import Watch
 from distill_lit.experiment.planned_run import Run
+from distill_lit.experiment.run_state import STATE_NAME
 from distill_lit.experiment.services import needed_services
 from distill_lit.experiment.stopping import Terminated, stopping_on_signals
 from distill_lit.utils.exceptions import UserError
@@ -38,7 +42,7 @@ def launch_on_slurm(config: ExperimentConfig, runs: list[Run], folder: Path, dis
             "and give its address"
         )
     check_shared_folder(config, folder, display.note)
-    with exclusive_driver(folder):
+    with driver_lease(folder):
         todo = prepare_runs(config, runs, folder, display.note)
         display.start(runs, todo)
         is_whole = not todo or submit(config, todo, folder, display.note)
@@ -47,14 +51,14 @@ def launch_on_slurm(config: ExperimentConfig, runs: list[Run], folder: Path, dis
         return outcome
     with _detaching(display.note):
         while True:
-            Watch(config, todo, folder, display, outcome).run()
+            Watch(todo, folder, display, outcome).run()
             todo = [run for run in todo if run.name in outcome.left]
             if is_whole or not todo:
                 return outcome
             time.sleep(RETRY_SECONDS)
             outcome.left.clear()
-            with exclusive_driver(folder):
-                is_whole = submit(config, todo, folder, display.note)
+            with driver_lease(folder):
+                is_whole = submit(config, todo, folder, display.note, is_rest=True)
 
 
 @contextlib.contextmanager
@@ -69,9 +73,13 @@ def _detaching(note: Callable[[str], None]) -> Iterator[None]:
         raise
 
 
-def submit(config: ExperimentConfig, todo: list[Run], folder: Path, note: Callable[[str], None]) -> bool:
-    """Submits those of these runs that are not in the queue; whether the queue took all of them. Raises UserError where it
-    took none."""
+def submit(
+    config: ExperimentConfig, todo: list[Run], folder: Path, note: Callable[[str], None], is_rest: bool = False
+) -> bool:
+    """Submits those of these runs that are not in the queue; whether the queue took all of them.
+
+    is_rest: these were left of a submission, so that their restarts count on. Raises UserError where it took none.
+    """
     try:
         queued = queued_runs(folder)
         limit = array_limit()
@@ -85,7 +93,8 @@ def submit(config: ExperimentConfig, todo: list[Run], folder: Path, note: Callab
         {name: task.array for name, task in queued.items()},
     )
     for run in new:
-        (folder / run.name / "state.json").unlink(missing_ok=True)
+        for name in (STATE_NAME, PROGRESS_NAME, *(() if is_rest else (RESTARTS_FILE,))):
+            (folder / run.name / name).unlink(missing_ok=True)
     if queued:
         note(f"{len(queued)} runs are in the queue already")
     ids: list[str] = []

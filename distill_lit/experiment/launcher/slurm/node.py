@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import functools
 import json
 import secrets
 import sys
@@ -14,11 +15,12 @@ from distill_lit.experiment.launcher.slurm.arrays import GPU_FREE
 from distill_lit.experiment.launcher.slurm.checks import check_cluster
 from distill_lit.experiment.launcher.slurm.probe import FLOCK_NAME, TOKEN_NAME
 from distill_lit.experiment.launcher.slurm.records import records_folder
-from distill_lit.experiment.launcher.slurm.squeue import SlurmError, cluster_settings, run_command
+from distill_lit.experiment.launcher.slurm.squeue import SlurmError, cluster_settings, has_slurm, run_command
 from distill_lit.utils.exceptions import UserError
-from distill_lit.utils.files import cache_root, fingerprint, read_json, write_json
+from distill_lit.utils.files import cache_root, fingerprint, read_mapping, write_json
 
 FREE_NODE_SECONDS = 30  # in which a node must be free for a question that is only asked to be sure
+DTYPES_FILE = "dtypes.json"  # in the folder of the runs: {kind of node: {dtype, host}}
 SETTLE_SECONDS = 900.0  # for a node to say which number format is its fastest
 
 
@@ -80,11 +82,63 @@ def check_shared_folder(config: ExperimentConfig, folder: Path, note: Callable[[
         raise UserError(f"{folder}: {found['host']} does not see it; choose a --root that all nodes share, as below $HOME")
 
 
-def settle_dtype(config: ExperimentConfig, folder: Path) -> None:
-    """Has a compute node measure its fastest number format, unless it is known. Raises UserError where none answers."""
-    if _dtype_path(config.launcher, config.training.accelerator).is_file():
-        return
-    check_cluster(config, [])
+class SettledDtypes:
+    """The fastest number format of the compute nodes that runs ask for, as it was settled: beside the runs in a folder,
+    where it stays the same whatever SLURM says later, or, before the first of them, for all experiments of this cluster."""
+
+    def __init__(self, folder: Path) -> None:
+        """folder: of the runs of an experiment."""
+        self.path = folder / DTYPES_FILE
+        found = read_mapping(self.path).items()
+        self._kept = {kind: facts for kind, facts in found if isinstance(facts, dict) and "dtype" in facts}
+
+    def of(self, config: ExperimentConfig) -> str:
+        """The number format of a config; empty where no node has been asked, or SLURM is not on this machine. Raises
+        UserError where SLURM does not answer: which cluster this is decides what identifies a run."""
+        if (kept := self._kept.get(_node_kind(config))) is not None:
+            return str(kept["dtype"])
+        if not has_slurm():
+            return ""
+        return str(read_mapping(self._cached_path(config)).get("dtype", ""))
+
+    def settle(self, config: ExperimentConfig) -> None:
+        """Has a compute node measure, unless it is known. Raises UserError where none answers."""
+        if _node_kind(config) in self._kept:
+            return
+        check_cluster(config, [])
+        path = self._cached_path(config)
+        if "dtype" not in read_mapping(path):
+            write_json(path, _measured_dtype(config, self.path.parent))
+        self._kept[_node_kind(config)] = read_mapping(path)
+        write_json(self.path, self._kept)
+
+    def _cached_path(self, config: ExperimentConfig) -> Path:
+        return cache_root() / "hardware" / f"slurm-{fingerprint([self._cluster, *_node_facts(config)])}.json"
+
+    @functools.cached_property
+    def _cluster(self) -> str:
+        try:
+            return cluster_settings().get("ClusterName", "")
+        except SlurmError as error:
+            raise UserError(
+                f"launcher.engine: slurm: {error}; training.precision: auto is what was measured on this cluster, so ask "
+                "again later, or set it, teacher.dtype and evaluation.dtype"
+            ) from error
+
+
+def _node_facts(config: ExperimentConfig) -> list[Any]:
+    """By what a job is given one kind of node or another: partition, constraint, whether it has GPUs."""
+    slurm = config.launcher.slurm
+    return [slurm.partition, slurm.constraint, slurm.gpus_per_node > 0 and config.training.accelerator != GPU_FREE]
+
+
+def _node_kind(config: ExperimentConfig) -> str:
+    partition, constraint, has_gpus = _node_facts(config)
+    return f"partition={partition} constraint={constraint} {'gpu' if has_gpus else 'cpu'}"
+
+
+def _measured_dtype(config: ExperimentConfig, folder: Path) -> dict[str, str]:
+    """{dtype, host} of a node that was asked. Raises UserError."""
     try:
         found = ask_node(config, folder, config.training.accelerator)
     except SlurmError as error:
@@ -94,23 +148,4 @@ def settle_dtype(config: ExperimentConfig, folder: Path) -> None:
         ) from error
     if not found["token_seen"]:
         raise UserError(f"{folder}: {found['host']} does not see it; choose a --root that all nodes share, as below $HOME")
-    write_json(_dtype_path(config.launcher, config.training.accelerator), {"dtype": found["dtype"], "host": found["host"]})
-
-
-def settled_dtype(launcher: LauncherConfig, accelerator: str) -> str:
-    """The fastest number format of the compute nodes; empty until `settle_dtype` has asked one."""
-    try:
-        return str(read_json(_dtype_path(launcher, accelerator))["dtype"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""
-
-
-def _dtype_path(launcher: LauncherConfig, accelerator: str) -> Path:
-    slurm = launcher.slurm
-    try:
-        cluster = cluster_settings().get("ClusterName", "")
-    except SlurmError:
-        cluster = ""
-    has_gpus = slurm.gpus_per_node > 0 and accelerator != GPU_FREE
-    facts = [cluster, slurm.partition, slurm.constraint, has_gpus]
-    return cache_root() / "hardware" / f"slurm-{fingerprint(facts)}.json"
+    return {"dtype": found["dtype"], "host": found["host"]}

@@ -2,12 +2,12 @@
 
 import contextlib
 import json
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from distill_lit.utils.files import read_mapping, write_unsynced
 from distill_lit.utils.progress import NO_METRICS, NOTE_STAGE
 
 PROGRESS_NAME = "progress.json"
@@ -33,10 +33,8 @@ class ProgressFile:
             return
         self.last = now
         event = {"stage": stage, "done": done, "total": total, "unit": unit, "metrics": dict(metrics), "notes": self.notes}
-        temporary = self.path.with_name(f".{PROGRESS_NAME}.{os.getpid()}")
         with contextlib.suppress(OSError):  # nothing depends on it
-            temporary.write_text(json.dumps(event))
-            temporary.replace(self.path)
+            write_unsynced(self.path, json.dumps(event))
 
     def remove(self) -> None:
         """At the end."""
@@ -47,8 +45,5 @@ class ProgressFile:
 
 def read_progress(folder: Path) -> dict[str, Any]:
     """What a run has reported last; empty where it has not."""
-    try:
-        found = json.loads((folder / PROGRESS_NAME).read_text())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) and "stage" in found else {}
+    found = read_mapping(folder / PROGRESS_NAME)
+    return found if "stage" in found else {}

@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from distill_lit.experiment.launcher.slurm.queued_runs import queued_runs
 from distill_lit.experiment.launcher.slurm.records import read_submitted_arrays
-from distill_lit.experiment.launcher.slurm.squeue import QueuedTask, SlurmError, by_run, queued_tasks
+from distill_lit.experiment.launcher.slurm.squeue import QueuedTask, SlurmError
 from distill_lit.experiment.run_state import DONE, FAILED, MISSING, PREEMPTED, RUNNING, STOPPED
 
 QUEUED, HELD, LOST = "queued", "held", "lost"
@@ -17,7 +18,7 @@ def join_queue(statuses: Statuses, folder: Path) -> dict[str, tuple[str, str]]:
     if not records:
         return dict(statuses)
     try:
-        queued = by_run(queued_tasks(records), records)
+        queued = queued_runs(folder, records)
     except SlurmError as error:
         return {
             name: (status, note if status in (DONE, FAILED) else _joined(note, str(error)))

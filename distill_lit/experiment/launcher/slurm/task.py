@@ -8,17 +8,18 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from distill_lit.experiment.launcher.slurm.progress_file import ProgressFile
 from distill_lit.experiment.launcher.slurm.records import read_task
 from distill_lit.experiment.launcher.slurm.squeue import SlurmError, run_command
+from distill_lit.experiment.planned_run import EVALUATE
 from distill_lit.experiment.run_state import FAILED, PREEMPTED, STATE_NAME, last_status, write_run_status
 from distill_lit.utils.cores import usable_cores
 from distill_lit.utils.distributed.cluster_environment import remove_cluster_variables
-from distill_lit.utils.files import read_json, write_json
+from distill_lit.utils.files import read_mapping, write_json
 
 LEAVE_CODE = 143
 NEEDS_SECONDS = 20.0  # until a folder on a network shows what another node has written there
@@ -67,7 +68,7 @@ def run_task(folder: str, tag: str, index: int) -> None:
     remove_cluster_variables()
     task = read_task(Path(folder), tag, index)
     place, config = Path(folder) / task.run.name, task.run.config
-    code, before = 1, _newest_checkpoint(place)
+    code, before = 1, _checkpoints(place)
     try:
         code = _execute(task.run, place, task.part, job)
     except SystemExit as end:
@@ -103,22 +104,19 @@ def _execute(run: Any, place: Path, part: str, job: Job) -> int:
     return 0 if ended.get("event") == "done" else 1
 
 
-def missing_needs(run: Any, place: Path, part: str, sleep: Callable[[float], None] = time.sleep) -> list[str]:
+def missing_needs(run: Any, place: Path, part: str) -> list[str]:
     """The names of runs that this one needs and that have no manifest; some time is left for one to be seen."""
-    needs = [*run.depends_on, *([run.name] if part == "evaluate" else [])]
-    for _ in range(int(NEEDS_SECONDS)):
+    needs = [*run.depends_on, *([run.name] if part == EVALUATE else [])]
+    end = time.monotonic() + NEEDS_SECONDS
+    while True:
         lost = [name for name in needs if not _has_manifest(place.parent / name)]
-        if not lost or any((place.parent / name / STATE_NAME).is_file() for name in lost):
+        if not lost or any((place.parent / name / STATE_NAME).is_file() for name in lost) or time.monotonic() > end:
             return lost
-        sleep(1.0)
-    return lost
+        time.sleep(1.0)
 
 
 def _has_manifest(folder: Path) -> bool:
-    try:
-        return str(read_json(folder / "manifest.json").get("identity", ""))[:8] == folder.name[-8:]
-    except (OSError, ValueError, AttributeError):
-        return False
+    return str(read_mapping(folder / "manifest.json").get("identity", ""))[:8] == folder.name[-8:]
 
 
 def _why_lost(run: Any, place: Path, need: str) -> str:
@@ -128,11 +126,12 @@ def _why_lost(run: Any, place: Path, need: str) -> str:
     return f"needs {need}, which {'failed' if last_status(place.parent / need)[0] == FAILED else 'is not done'}"
 
 
-def _newest_checkpoint(place: Path) -> list[str]:
-    return sorted(path.name for path in (place / "checkpoints").glob("step=*"))
+def _checkpoints(place: Path) -> set[str]:
+    """Names, without the library that reads them: a job begins with it."""
+    return {path.name for path in (place / "checkpoints").glob("step=*.ckpt")}
 
 
-def _end_early(place: Path, came: set[int], job: Job, slurm: Any, before: list[str]) -> NoReturn:
+def _end_early(place: Path, came: set[int], job: Job, slurm: Any, before: set[str]) -> NoReturn:
     """The end of a task that was asked to leave. Later signals count for nothing: another one comes while Python ends."""
     for number in (signal.SIGTERM, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
@@ -150,16 +149,14 @@ def _end_early(place: Path, came: set[int], job: Job, slurm: Any, before: list[s
     os._exit(0 if job.node else LEAVE_CODE)
 
 
-def _why_not_again(place: Path, slurm: Any, before: list[str]) -> str:
+def _why_not_again(place: Path, slurm: Any, before: set[str]) -> str:
     """Why a run whose time was over does not go on in another job; empty where it does."""
-    try:
-        times = int(read_json(place / RESTARTS_FILE)["restarts"])
-    except (OSError, ValueError, KeyError, TypeError):
-        times = 0
+    found = read_mapping(place / RESTARTS_FILE).get("restarts")
+    times = found if isinstance(found, int) else 0
     if times >= slurm.restarts:
         return f"launcher.slurm.restarts: its time was over {times + 1} times; raise launcher.slurm.time, or this"
     reason = last_status(place)[1]
-    if "at step" in reason and _newest_checkpoint(place) == before:
+    if "at step" in reason and _checkpoints(place) == before:
         return f"launcher.slurm.time: {slurm.time} minutes are too few for one step"
     write_json(place / RESTARTS_FILE, {"restarts": times + 1})
     return ""

@@ -4,20 +4,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from distill_lit.config import ExperimentConfig
 from distill_lit.experiment.claims import is_claimed
 from distill_lit.experiment.completion import is_run_complete
 from distill_lit.experiment.display import Display
 from distill_lit.experiment.launcher.outcome import Outcome
 from distill_lit.experiment.launcher.slurm.progress_file import read_progress
-from distill_lit.experiment.launcher.slurm.records import read_submitted_arrays
-from distill_lit.experiment.launcher.slurm.squeue import (
-    ORDINARY_REASONS,
-    QueuedTask,
-    SlurmError,
-    by_run,
-    queued_tasks,
-)
+from distill_lit.experiment.launcher.slurm.queued_runs import queued_runs
+from distill_lit.experiment.launcher.slurm.squeue import ORDINARY_REASONS, QueuedTask, SlurmError
 from distill_lit.experiment.planned_run import Run
 from distill_lit.experiment.run_state import FAILED, last_status
 from distill_lit.experiment.status import RunResults, read_run_results
@@ -30,8 +23,8 @@ LEFT = "it is not in the queue any more, and not done; the same command submits 
 class Watch:
     """Runs that were submitted, until each has come to an end."""
 
-    def __init__(self, config: ExperimentConfig, todo: list[Run], folder: Path, display: Display, outcome: Outcome) -> None:
-        self.config, self.folder, self.display, self.outcome = config, folder, display, outcome
+    def __init__(self, todo: list[Run], folder: Path, display: Display, outcome: Outcome) -> None:
+        self.folder, self.display, self.outcome = folder, display, outcome
         self.open = {run.name: run for run in todo}
         self.running: set[str] = set()
         self.missing_since: dict[str, float] = {}
@@ -50,9 +43,8 @@ class Watch:
             time.sleep(PROGRESS_SECONDS if self.open else 0)
 
     def _look_at_queue(self) -> None:
-        records = read_submitted_arrays(self.folder)
         try:
-            queued = by_run(queued_tasks(records), records)
+            queued = queued_runs(self.folder)
         except SlurmError as error:
             self._note_once(f"{error}; jobs go on, and it is asked again")
             return
@@ -73,10 +65,10 @@ class Watch:
 
     def _show_progress(self, run: Run) -> None:
         event = read_progress(self.folder / run.name)
-        if not event or event == self._last_events.get(run.name):
-            return
         for line in event.pop("notes", []):
             self._note_once(f"{run.label}: {line}")
+        if not event or event == self._last_events.get(run.name):
+            return
         self._last_events[run.name] = event
         self.display.update_run(run, event)
 

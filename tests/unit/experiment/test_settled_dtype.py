@@ -1,0 +1,106 @@
+"""What `auto` stands for on a cluster: asked once, kept beside the runs, the same while SLURM does not answer."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from distill_lit.experiment.experiment import Experiment
+from distill_lit.experiment.launcher.slurm import node
+from distill_lit.utils import hardware
+from distill_lit.utils.exceptions import UserError
+from distill_lit.utils.files import read_json
+
+SCRIPT = """#!/bin/sh
+echo x >> "$CALLS"
+[ -e "$CALLS.broken" ] && { echo "Unable to contact slurm controller" >&2; exit 1; }
+echo "$SAYS"
+"""
+GRID = ["launcher.engine=slurm", "launcher.slurm.gpus_per_node=0", "training.accelerator=cpu", "baselines=[]",
+        "objective.terms.kl={kind: forward_kl, weight: 1}", "grid={seed: [0, 1, 2]}"]  # fmt: skip
+
+
+@pytest.fixture
+def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A line for each call of scontrol; `calls.broken` takes the controller away. A node says bfloat16, this machine
+    float32."""
+    commands, calls = tmp_path / "bin", tmp_path / "calls"
+    commands.mkdir()
+    said = {"scontrol": "ClusterName = blue", "sinfo": "main*|infinite|2|64|(null)", "sbatch": "", "squeue": ""}
+    for name, line in said.items():
+        (commands / name).write_text(SCRIPT.replace('"$SAYS"', f"'{line}'").replace("$CALLS", f"{calls}.{name}"))
+        (commands / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{commands}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(node, "cache_root", lambda: tmp_path / "cache")
+    monkeypatch.setattr(hardware, "fastest_dtype", lambda _: "float32")
+    answer = {"dtype": "bfloat16", "host": "node1", "token_seen": True}
+    monkeypatch.setattr(node, "ask_node", lambda *_, **__: answer)
+    return calls
+
+
+def experiment(root: Path, *changes: str) -> Experiment:
+    return Experiment.from_yaml("quickstart", [*GRID, *changes], root)
+
+
+def break_slurm(calls: Path) -> None:
+    for name in ("scontrol", "sinfo"):
+        calls.with_name(f"{calls.name}.{name}.broken").touch()
+
+
+def num_calls(calls: Path) -> int:
+    path = calls.with_name(f"{calls.name}.scontrol")
+    return len(path.read_text().split()) if path.is_file() else 0
+
+
+def test_a_controller_that_is_gone_changes_no_fingerprint(tmp_path: Path, calls: Path) -> None:
+    first = experiment(tmp_path)
+    first.settle()
+    assert first.runs[0].config.training.precision == "bfloat16"
+    assert num_calls(calls) == 1  # whatever the number of points
+    break_slurm(calls)
+    again = experiment(tmp_path)
+    again.settle()
+    assert [run.name for run in again.runs] == [run.name for run in first.runs]
+    assert again.resolved_config.evaluation.dtype == "bfloat16"
+    assert num_calls(calls) == 1
+    (kept,) = read_json(tmp_path / "runs/quickstart/dtypes.json").values()
+    assert kept == {"dtype": "bfloat16", "host": "node1"}
+
+
+def test_where_nothing_is_kept_a_controller_that_is_gone_is_one_line(tmp_path: Path, calls: Path) -> None:
+    experiment(tmp_path).settle()  # the cluster's own answer is in the cache now
+    there = experiment(tmp_path / "elsewhere")
+    assert there.runs[0].config.training.precision == "bfloat16" and num_calls(calls) == 2
+    break_slurm(calls)
+    with pytest.raises(UserError, match=r"launcher\.engine: slurm: scontrol: Unable to contact.*ask again later"):
+        assert experiment(tmp_path / "third").runs
+    named = ("training.precision=float32", "teacher.dtype=float32", "evaluation.dtype=float32")
+    assert experiment(tmp_path / "third", *named).runs
+
+
+def test_other_nodes_are_asked_for_themselves(tmp_path: Path, calls: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = experiment(tmp_path)
+    first.settle()
+    asked: list[str] = []
+
+    def ask_node(config, *_):  # type: ignore[no-untyped-def]
+        asked.append(config.launcher.slurm.partition)
+        return {"dtype": "float32", "host": "node2", "token_seen": True}
+
+    monkeypatch.setattr(node, "ask_node", ask_node)
+    other = experiment(tmp_path, "launcher.slurm.partition=main")
+    other.settle()
+    other.settle()
+    assert asked == ["main"] and other.runs[0].config.training.precision == "float32"
+    assert sorted(read_json(tmp_path / "runs/quickstart/dtypes.json")) == [
+        "partition= constraint= cpu",
+        "partition=main constraint= cpu",
+    ]
+
+
+def test_runs_that_were_planned_before_are_planned_again(tmp_path: Path, calls: Path) -> None:
+    """`generate` and `cache` look for their runs first, by this machine's number format."""
+    early = experiment(tmp_path)
+    before = [run.name for run in early.runs]
+    early.settle()
+    assert [run.name for run in early.runs] != before
