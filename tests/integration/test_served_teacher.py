@@ -51,7 +51,7 @@ from distill_lit.teachers.base import CachedTeacherSource, CacheRows, TeacherCon
 from distill_lit.teachers.service import read_endpoint, wait_for_service, write_endpoint
 from distill_lit.training.loss import DistillationLoss
 from distill_lit.utils.exceptions import UserError
-from distill_lit.utils.files import cache_root, read_json, write_json
+from distill_lit.utils.files import read_json, write_json
 
 pytest.importorskip("openai")
 SHARED_CACHE = os.environ.get("DISTILL_LIT_CACHE", str(Path("~/.cache/distill-lit").expanduser()))
