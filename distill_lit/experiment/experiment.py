@@ -196,7 +196,7 @@ class Experiment:
         for reference in self.required_assets:
             assets.fetch(reference)
         self.notes = [*check_against_teacher(self.runs), *check_models(self.config, self.runs)]
-        check_services([run for run in self.runs if not is_run_built(run, self.folder_of(run))])
+        check_services(self.runs, (run for run in self.runs if not is_run_built(run, self.folder_of(run))))
         check_sources_unchanged(self.runs, self.runs_folder)
 
     def launch(

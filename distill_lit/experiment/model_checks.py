@@ -1,6 +1,6 @@
 """What the files of models show to be wrong before any is loaded: their transformers configs and their tokenizers."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -126,10 +126,11 @@ def _check_same_tokens(run: Run, architectures: Architectures, checked: set[Any]
         teacher_source(config.teacher).check_tokenizers(load_tokenizer(teacher), load_tokenizer(own))
 
 
-def check_services(runs: Sequence[Run]) -> None:
-    """Raises UserError where a service that one of these runs will ask is not there, or cannot do what is wanted of it."""
+def check_services(runs: Sequence[Run], pending: Iterable[Run]) -> None:
+    """Raises UserError where a service that one of the pending runs will ask is not there, or cannot do what is wanted of
+    it. runs: all of the experiment, from some of which pending ones are made."""
     architectures, asked = Architectures(runs), set[str]()
-    for run in runs:
+    for run in pending:
         for member in asking_members(run):
             if (key := repr(member)) not in asked:
                 asked.add(key)

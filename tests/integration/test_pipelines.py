@@ -264,6 +264,20 @@ def test_models_of_ones_own_that_changed_after_a_student_was_trained_are_noticed
         check_sources_unchanged([moved], copied.parent)
 
 
+def test_what_is_left_is_prepared_beside_models_that_are_made(
+    built: tuple[Experiment, dict[str, Run]], tmp_path: Path
+) -> None:
+    """As after a stop: the first models are there, what is made from them is not."""
+    experiment, runs = built
+    root, count = tmp_path / "runs" / experiment.name, 0
+    for run in runs.values():
+        if not run.sources:
+            shutil.copytree(experiment.folder_of(run), root / run.name)
+            count += 1
+    assert 0 < count < len(runs)
+    Experiment(experiment.config, tmp_path).prepare()
+
+
 def test_provenance_names_made_models_and_not_where_they_are(built: tuple[Experiment, dict[str, Run]]) -> None:
     experiment, runs = built
     source = runs["corrected-seed=0"]

@@ -444,7 +444,7 @@ def test_an_experiment_writes_the_cache_once_and_students_read_it(
             (first.name,),
         )
         check_against_teacher(runs)
-        check_services(runs)
+        check_services(runs, runs)
         moved = plan_runs(
             load_experiment(file, ["teacher.server.base_url=http://localhost:9/v1", "teacher.server.timeout=9"])
         )
