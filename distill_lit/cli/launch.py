@@ -33,7 +33,7 @@ def launch_role(experiment: Experiment, role: Role, missing: str, console: Conso
     such runs lacks."""
     if all(run.role != role for run in experiment.runs):
         raise UserError(f"{experiment.name}: nothing to write, since it needs {missing}")
-    experiment.settle()
+    experiment.measure_cluster()
     experiment.prepare()
     try:
         failed = launch(experiment, console, role)

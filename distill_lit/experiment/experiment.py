@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from distill_lit.analysis.results import Results
     from distill_lit.experiment.display import Display
     from distill_lit.experiment.estimate import Estimate
-    from distill_lit.experiment.launcher.slurm.node import SettledDtypes
+    from distill_lit.experiment.launcher.slurm.node import ClusterDtypes
     from distill_lit.experiment.status import RunResults
     from distill_lit.report.bundle import ReportBundle
 
@@ -105,20 +105,20 @@ class Experiment:
         return self.resolve(self.config)
 
     @cached_property
-    def _settled(self) -> "SettledDtypes":
-        from distill_lit.experiment.launcher.slurm.node import SettledDtypes
+    def _cluster_dtypes(self) -> "ClusterDtypes":
+        from distill_lit.experiment.launcher.slurm.node import ClusterDtypes
 
-        return SettledDtypes(self.runs_folder.resolve())
+        return ClusterDtypes(self.runs_folder.resolve())
 
     def resolve(self, config: ExperimentConfig) -> ExperimentConfig:
         """A config with every `auto` that can change a result replaced by the choice of the machine that does the work."""
-        return resolve_auto(config, self._settled)
+        return resolve_auto(config, self._cluster_dtypes)
 
     @cached_property
     def runs(self) -> list[Run]:
         """All runs, in the order they are run."""
         load_plugins(self.config.plugins)
-        return plan_runs(self.config, self.points, self._settled)
+        return plan_runs(self.config, self.points, self._cluster_dtypes)
 
     @property
     def models(self) -> list[Run]:
@@ -171,14 +171,14 @@ class Experiment:
             note(reference, assets.fetch(reference))
         prepare_experiment_data(self.runs)
 
-    def settle(self) -> None:
+    def measure_cluster(self) -> None:
         """Has a compute node measure what `auto` stands for, where jobs of a cluster do the work. Before anything else that
         is run: it decides what identifies a run. Raises UserError where no node answers."""
         if self.config.launcher.engine != "slurm":
             return
         for config in (self.config, *(point.config for point in self.points)):
             if has_auto(config):
-                self._settled.settle(config)
+                self._cluster_dtypes.measure(config)
         for name in ("runs", "resolved_config", "required_assets"):  # as they were planned before
             self.__dict__.pop(name, None)
         self._estimates.clear()
@@ -250,7 +250,7 @@ class Experiment:
 
     def run(self, display: "Display | None" = None) -> "Results | None":
         """Runs what is not done, gathers the results and draws the report; None where no model was evaluated."""
-        self.settle()
+        self.measure_cluster()
         self.prepare()
         failed = self.launch(display)
         self.collect(failed)

@@ -21,18 +21,20 @@ from distill_lit.models import INT8_RECIPE
 from distill_lit.utils.exceptions import UserError
 
 if TYPE_CHECKING:
-    from distill_lit.experiment.launcher.slurm.node import SettledDtypes
+    from distill_lit.experiment.launcher.slurm.node import ClusterDtypes
 
 
 def plan_runs(
-    config: ExperimentConfig, points: Sequence[GridPoint] | None = None, settled: "SettledDtypes | None" = None
+    config: ExperimentConfig, points: Sequence[GridPoint] | None = None, cluster_dtypes: "ClusterDtypes | None" = None
 ) -> list[Run]:
     """All runs, each after what it depends on: generated corpora, teacher caches, the teacher, models made from it, the
-    baselines, the distilled students. settled: what compute nodes take for `auto`."""
-    resolved = [point.map_configs(lambda one: resolve_auto(one, settled)) for point in points or expand_points(config)]
+    baselines, the distilled students. cluster_dtypes: what compute nodes take for `auto`."""
+    resolved = [
+        point.map_configs(lambda one: resolve_auto(one, cluster_dtypes)) for point in points or expand_points(config)
+    ]
     base = resolved[0].base
     teacher = replace(config.teacher, model=base.teacher.model)  # found, where it is a run of another experiment
-    config = resolve_auto(replace(config, teacher=teacher, external_models=base.external_models), settled)
+    config = resolve_auto(replace(config, teacher=teacher, external_models=base.external_models), cluster_dtypes)
     first_teacher = with_one_teacher(resolved[0].config).teacher
     planned = [PointRuns(point, first_teacher) for point in resolved]
     seedless = {identity: like for one in planned for identity, like in one.seedless.items()}

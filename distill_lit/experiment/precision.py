@@ -7,7 +7,7 @@ from distill_lit.config.fields import with_values
 from distill_lit.utils import hardware
 
 if TYPE_CHECKING:
-    from distill_lit.experiment.launcher.slurm.node import SettledDtypes
+    from distill_lit.experiment.launcher.slurm.node import ClusterDtypes
 
 AUTO_FIELDS = (("training", "precision"), ("teacher", "dtype"), ("evaluation", "dtype"))
 
@@ -17,12 +17,13 @@ def has_auto(config: ExperimentConfig) -> bool:
     return any(getattr(getattr(config, section), field) == "auto" for section, field in AUTO_FIELDS)
 
 
-def resolve_auto(config: ExperimentConfig, settled: "SettledDtypes | None" = None) -> ExperimentConfig:
+def resolve_auto(config: ExperimentConfig, cluster_dtypes: "ClusterDtypes | None" = None) -> ExperimentConfig:
     """The same experiment with every `auto` that can change a result replaced by the choice of the machine on which its
-    runs happen: this one, or a compute node that has been asked (`Experiment.settle`). settled: what that has said."""
+    runs happen: this one, or a compute node that has been asked (`Experiment.measure_cluster`), whose answers are
+    `cluster_dtypes`."""
     if not has_auto(config):
         return config
-    fastest = settled.of(config) if settled is not None and config.launcher.engine == "slurm" else ""
+    fastest = cluster_dtypes.of(config) if cluster_dtypes is not None and config.launcher.engine == "slurm" else ""
     sections: dict[str, Any] = {}
     for section, field in AUTO_FIELDS:
         value = getattr(getattr(config, section), field)

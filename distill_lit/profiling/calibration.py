@@ -132,7 +132,7 @@ def measure_passes(tasks: Tasks, clock: Clock = time.perf_counter, waited: Clock
             began = clock()
             call()
             times[name].append(clock() - began)
-        if all(map(_is_settled, times.values())):
+        if all(map(_is_steady, times.values())):
             break
     speeds = {name: work / min(times[name]) for name, (work, _) in tasks.items()}
     kinds = {
@@ -140,11 +140,11 @@ def measure_passes(tasks: Tasks, clock: Clock = time.perf_counter, waited: Clock
         for kind in ("forward", "training")
     }
     is_alone = waited() - before <= BUSY_SHARE * (clock() - start)
-    is_quiet = is_alone and all(map(_is_settled, times.values()))
+    is_quiet = is_alone and all(map(_is_steady, times.values()))
     return Calibration(kinds["forward"], kinds["training"], speeds["optimizer"], is_quiet)
 
 
-def _is_settled(times: list[float]) -> bool:
+def _is_steady(times: list[float]) -> bool:
     return len(times) >= MIN_ROUNDS and sorted(times)[1] <= AGREEMENT * min(times)
 
 

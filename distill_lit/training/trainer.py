@@ -208,7 +208,7 @@ def build_trainer(job: TrainingJob, resume_step: int | None, termination: Termin
 
 
 def _strategy(job: TrainingJob) -> Any:
-    """How Lightning spreads a training over ranks; `auto` is settled before a job is made, and else means ddp."""
+    """How Lightning spreads a training over ranks; `auto` is decided before a job is made, and else means ddp."""
     config = job.config
     if config.ranks == 1:
         return "auto"

@@ -43,7 +43,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
     experiment = load_checked_experiment(options)
     _choose_runs(experiment, options)
     if not options.dry_run:
-        experiment.settle()
+        experiment.measure_cluster()
     from distill_lit.cli.launch import launch
     from distill_lit.cli.report_output import print_report
     from distill_lit.cli.run_table import print_plan

@@ -24,7 +24,7 @@ class Table:
     rows: list[list[TableCell]]
     num_text_columns: int = 1  # this many first columns are text, set flush left
     header_notes: list[str] = field(default_factory=list)  # sample limits
-    warnings: list[str] = field(default_factory=list)  # what is missing, or too little to judge by
+    warnings: list[str] = field(default_factory=list)  # what is missing, or too little to go by
     footnotes: list[str] = field(default_factory=list)  # how to read it
     provenance: list[str] = field(default_factory=list)  # where the numbers come from
     rules_before: set[int] = field(default_factory=set)  # row numbers before which a thin rule stands

@@ -1,4 +1,4 @@
-"""What stands below the tables of scores: how to read them, what is bold, what is missing or too little to judge by."""
+"""What stands below the tables of scores: how to read them, what is bold, what is missing or too little to go by."""
 
 import numpy as np
 import pandas as pd

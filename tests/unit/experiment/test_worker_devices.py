@@ -93,7 +93,7 @@ def test_flags_are_checked_before_a_node_is_asked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: dict[str, object], words: str
 ) -> None:
     asked: list[Experiment] = []
-    monkeypatch.setattr(Experiment, "settle", asked.append)
+    monkeypatch.setattr(Experiment, "measure_cluster", asked.append)
     given = {"shard": "", "run_names": [], "detach": False, "dry_run": False, **flags}
     options = argparse.Namespace(experiment=Path("quickstart"), overrides=["launcher.engine=slurm"], root=tmp_path, **given)
     with pytest.raises(UserError, match=words):

@@ -30,7 +30,7 @@ RETRY_SECONDS = 30.0  # before the rest is submitted again, where the queue took
 
 
 def launch_on_slurm(config: ExperimentConfig, runs: list[Run], folder: Path, display: Display, detach: bool) -> Outcome:
-    """Submits what is to be run and, unless `detach`, stays until nothing of it is in the queue. A signal ends the watching
+    """Submits what is to be run and, unless `detach`, stays until nothing of it is in the queue. A signal ends the wait
     alone: jobs go on.
 
     Raises UserError for what the cluster will not take, before anything is submitted, and Terminated after a signal.
@@ -63,7 +63,7 @@ def launch_on_slurm(config: ExperimentConfig, runs: list[Run], folder: Path, dis
 
 @contextlib.contextmanager
 def _detaching(note: Callable[[str], None]) -> Iterator[None]:
-    """Inside, a signal ends the watching alone."""
+    """Inside, a signal ends the wait alone."""
     try:
         with stopping_on_signals():
             yield

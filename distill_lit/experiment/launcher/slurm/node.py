@@ -82,8 +82,8 @@ def check_shared_folder(config: ExperimentConfig, folder: Path, note: Callable[[
         raise UserError(f"{folder}: {found['host']} does not see it; choose a --root that all nodes share, as below $HOME")
 
 
-class SettledDtypes:
-    """The fastest number format of the compute nodes that runs ask for, as it was settled: beside the runs in a folder,
+class ClusterDtypes:
+    """The fastest number format of the compute nodes that runs ask for, once measured: beside the runs in a folder,
     where it stays the same whatever SLURM says later, or, before the first of them, for all experiments of this cluster."""
 
     def __init__(self, folder: Path) -> None:
@@ -101,7 +101,7 @@ class SettledDtypes:
             return ""
         return str(read_mapping(self._cached_path(config)).get("dtype", ""))
 
-    def settle(self, config: ExperimentConfig) -> None:
+    def measure(self, config: ExperimentConfig) -> None:
         """Has a compute node measure, unless it is known. Raises UserError where none answers."""
         if _node_kind(config) in self._kept:
             return

@@ -54,12 +54,12 @@ def num_calls(calls: Path) -> int:
 
 def test_a_controller_that_is_gone_changes_no_fingerprint(tmp_path: Path, calls: Path) -> None:
     first = experiment(tmp_path)
-    first.settle()
+    first.measure_cluster()
     assert first.runs[0].config.training.precision == "bfloat16"
     assert num_calls(calls) == 1  # whatever the number of points
     break_slurm(calls)
     again = experiment(tmp_path)
-    again.settle()
+    again.measure_cluster()
     assert [run.name for run in again.runs] == [run.name for run in first.runs]
     assert again.resolved_config.evaluation.dtype == "bfloat16"
     assert num_calls(calls) == 1
@@ -68,7 +68,7 @@ def test_a_controller_that_is_gone_changes_no_fingerprint(tmp_path: Path, calls:
 
 
 def test_where_nothing_is_kept_a_controller_that_is_gone_is_one_line(tmp_path: Path, calls: Path) -> None:
-    experiment(tmp_path).settle()  # the cluster's own answer is in the cache now
+    experiment(tmp_path).measure_cluster()  # the cluster's own answer is in the cache now
     there = experiment(tmp_path / "elsewhere")
     assert there.runs[0].config.training.precision == "bfloat16" and num_calls(calls) == 2
     break_slurm(calls)
@@ -80,7 +80,7 @@ def test_where_nothing_is_kept_a_controller_that_is_gone_is_one_line(tmp_path: P
 
 def test_other_nodes_are_asked_for_themselves(tmp_path: Path, calls: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = experiment(tmp_path)
-    first.settle()
+    first.measure_cluster()
     asked: list[str] = []
 
     def ask_node(config, *_):  # type: ignore[no-untyped-def]
@@ -89,8 +89,8 @@ def test_other_nodes_are_asked_for_themselves(tmp_path: Path, calls: Path, monke
 
     monkeypatch.setattr(node, "ask_node", ask_node)
     other = experiment(tmp_path, "launcher.slurm.partition=main")
-    other.settle()
-    other.settle()
+    other.measure_cluster()
+    other.measure_cluster()
     assert asked == ["main"] and other.runs[0].config.training.precision == "float32"
     assert sorted(read_json(tmp_path / "runs/quickstart/dtypes.json")) == [
         "partition= constraint= cpu",
@@ -102,5 +102,5 @@ def test_runs_that_were_planned_before_are_planned_again(tmp_path: Path, calls: 
     """`generate` and `cache` look for their runs first, by this machine's number format."""
     early = experiment(tmp_path)
     before = [run.name for run in early.runs]
-    early.settle()
+    early.measure_cluster()
     assert [run.name for run in early.runs] != before
