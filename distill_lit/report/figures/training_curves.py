@@ -77,8 +77,11 @@ def _extent(values: Any) -> str:
 
 
 def seed_band(curves: pd.DataFrame, name: str) -> pd.DataFrame:
-    """A quantity over steps: mean, min and max over the seeds of a group; curves: of its models."""
-    return curves[curves[name].notna()].groupby("step")[name].agg(["mean", "min", "max"])
+    """A quantity over steps: mean, min and max over the seeds of a group; curves: of its models. A step between two stages
+    has two rows, as one ended and as the next began."""
+    known = curves[curves[name].notna()]
+    place = known.groupby(["model", "step"]).cumcount()
+    return known.groupby(["step", place])[name].agg(["mean", "min", "max"]).droplevel(1)
 
 
 def _over_tokens(scores: Scores, group: ModelGroup, curves: pd.DataFrame, name: str) -> pd.DataFrame:
