@@ -1,6 +1,10 @@
 # `make quickstart` and `make test` need Python ≥ 3.11, pip and make; nothing else, no hub, no GPU.
 PYTHON ?= python3
 BIN := .venv/bin
+# what took how long, of the last `make test` and `make test-slow`
+REPORTS := .pytest_cache/reports
+# else each process compiles a thousand files again
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: install quickstart test test-fast test-slow test-kernels test-durations check format docs audit fuzz soak tensorboard
 
@@ -15,16 +19,16 @@ quickstart: install
 	$(BIN)/distill-lit run experiments/quickstart.yaml
 
 test: install
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --junitxml $(REPORTS)/test.xml
 
 test-fast: install  # no processes, no trainings: under a minute on two cores
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile tests/unit
 
 test-slow: install
-	$(BIN)/python -m pytest -m slow --numprocesses auto --dist loadfile
+	$(BIN)/python -m pytest -m slow --numprocesses auto --dist loadfile --junitxml $(REPORTS)/test-slow.xml
 
 test-kernels: .venv/triton/installed  # the Triton kernel in Triton's interpreter, and compiled for GPUs that are not here
-	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 .venv/triton/bin/python -m pytest -m "slow or not slow" tests/unit/losses/test_kernels.py
+	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 .venv/triton/bin/python -m pytest -m "slow or not slow" --numprocesses auto tests/unit/losses/test_kernels.py
 
 # Triton without a GPU is for tests alone: it stays out of the environment, and sees that
 .venv/triton/installed: .venv/installed
@@ -34,8 +38,8 @@ test-kernels: .venv/triton/installed  # the Triton kernel in Triton's interprete
 	    > "$$(.venv/triton/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/main.pth"
 	touch $@
 
-test-durations: install  # of the default suite and the slow tests, into docs/test_durations.md
-	$(BIN)/python tests/durations.py
+test-durations:  # of the last `make test` and `make test-slow`, as of a .ci/run, into docs/test_durations.md
+	$(PYTHON) tests/durations.py $(REPORTS)/test.xml $(REPORTS)/test-slow.xml
 
 check: install
 	$(BIN)/ruff check .

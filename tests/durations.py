@@ -1,34 +1,26 @@
-"""Runs the default suite and the slow tests and writes what takes longest: `python tests/durations.py`."""
+"""Writes what takes longest by reports of `pytest --junitxml`: `python tests/durations.py test.xml test-slow.xml`."""
 
-import os
-import platform
-import subprocess
 import sys
-import time
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "docs/test_durations.md"
-SUITES = {"make test": ("-m", "not slow"), "make test-slow": ("-m", "slow")}
+PAGE = Path(__file__).parents[1] / "docs/test_durations.md"
 SLOWEST = 25
+HEAD = f"""# How long the tests take
+
+The {SLOWEST} slowest files and tests of a `.ci/run` on two cores, fixtures included. `make test-durations` writes this page
+from the reports that `make test` and `make test-slow` leave.
+"""
 
 
-def run_suite(marks: tuple[str, ...], report: Path) -> float:
-    """Runs the tests side by side; the minutes that it took. Exits where one fails."""
-    command = [sys.executable, "-m", "pytest", "--numprocesses", "auto", "--dist", "loadfile", f"--junitxml={report}"]
-    begin = time.monotonic()
-    if subprocess.run([*command, *marks], cwd=ROOT).returncode:
-        raise SystemExit("a test failed: nothing was written")
-    return (time.monotonic() - begin) / 60
-
-
-def section(name: str, minutes: float, report: Path) -> str:
-    """A heading, the slowest files and the slowest tests."""
+def section(report: Path) -> str:
+    """A heading, the slowest files and the slowest tests of a report, which is called as what made it."""
+    root = ElementTree.parse(report).getroot()
+    minutes = sum(float(suite.get("time") or 0) for suite in root.iter("testsuite")) / 60
     files: Counter[str] = Counter()
     tests: Counter[str] = Counter()
-    for case in ElementTree.parse(report).getroot().iter("testcase"):
+    for case in root.iter("testcase"):
         file = (case.get("classname") or "").replace(".", "/")
         files[file] += float(case.get("time") or 0)
         tests[f"{file}::{case.get('name')}"] += float(case.get("time") or 0)
@@ -36,23 +28,17 @@ def section(name: str, minutes: float, report: Path) -> str:
         f"| {what} | seconds |\n|---|---|\n" + "".join(f"| `{k}` | {v:.0f} |\n" for k, v in counts.most_common(SLOWEST))
         for what, counts in (("file", files), ("test", tests))
     ]
-    return f"## `{name}`: {len(tests)} tests, {minutes:.1f} minutes\n\n" + "\n".join(tables)
+    return f"## `make {report.stem}`: {len(tests)} tests, {minutes:.1f} minutes\n\n" + "\n".join(tables)
 
 
 def main() -> None:
     """Writes docs/test_durations.md."""
-    report = ROOT / ".pytest_cache/durations.xml"
-    parts = []
-    for name, marks in SUITES.items():
-        minutes = run_suite(marks, report)
-        parts.append(section(name, minutes, report))
-    head = f"""# How long the tests take
-
-`make test-durations` writes this page: the {SLOWEST} slowest files and tests, fixtures included, on {os.cpu_count()} cores
-({platform.machine()}, Python {platform.python_version()}).
-
-"""
-    PAGE.write_text(head + "\n".join(parts))
+    reports = [Path(argument) for argument in sys.argv[1:]]
+    if not reports:
+        raise SystemExit(__doc__)
+    if lost := [str(report) for report in reports if not report.is_file()]:
+        raise SystemExit(f"{lost[0]}: not there; `make test` and `make test-slow` write reports")
+    PAGE.write_text("\n".join([HEAD, *(section(report) for report in reports)]))
 
 
 if __name__ == "__main__":

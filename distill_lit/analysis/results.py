@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,15 @@ class Results:
     read_word_counts: dict[str, int] = field(default_factory=dict)  # word: occurrences in what students read in training
     read_words: int = 0  # words in that, 0 where they were not counted
     probes: "Results | None" = None  # held-out text, each probe as a task; None without any
+
+    @cached_property
+    def plan(self) -> Mapping[str, Any]:
+        """What plan.yaml says, read once; empty where it cannot be read."""
+        try:
+            found = yaml.safe_load((self.folder / "plan.yaml").read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError):
+            return {}
+        return found if isinstance(found, dict) else {}
 
     @property
     def uses_corpus_word_counts(self) -> bool:

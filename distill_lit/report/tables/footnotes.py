@@ -3,8 +3,6 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import yaml
-
 from distill_lit.analysis.scores import Scores
 from distill_lit.report.number_format import format_points, join_words
 
@@ -118,11 +116,8 @@ def _corpora(scores: Scores) -> dict[str, dict[str, Any]]:
 
 
 def _section(scores: Scores, name: str) -> dict[str, dict[str, Any]]:
-    """A section of plan.yaml; empty where it cannot be read."""
-    try:
-        found = yaml.safe_load((scores.results.folder / "plan.yaml").read_text(encoding="utf-8"))[name]
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
-        return {}
+    """A section of plan.yaml; empty where it has none."""
+    found = scores.results.plan.get(name)
     return {str(k): v for k, v in found.items() if isinstance(v, dict)} if isinstance(found, dict) else {}
 
 
