@@ -121,11 +121,12 @@ def _flipped_shares(sizes: NDArray[np.integer], total: int) -> FloatArray:
     points = 2 ** int(np.ceil(np.log2(total + 1)))
     steps, cosines = np.arange(points // 2 + 1), np.cos(np.arange(2 * points) * (np.pi / points))
     distinct, times = np.unique(sizes, return_counts=True)
-    product = np.ones(len(steps))
+    product, turn, cosine = np.ones(len(steps)), np.empty_like(steps), np.empty(len(steps))
     for bit in reversed(range(int(times.max()).bit_length())):
         product *= product
         for size in distinct[times >> bit & 1 == 1]:
-            product *= cosines[steps * size & (2 * points - 1)]
+            np.bitwise_and(np.multiply(steps, size, out=turn), 2 * points - 1, out=turn)
+            product *= cosines.take(turn, out=cosine, mode="clip")  # no new arrays
     turned = steps * total & (2 * points - 1)
     return np.fft.irfft(product * np.exp(-1j * np.pi / points * turned), points)
 

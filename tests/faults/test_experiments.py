@@ -13,6 +13,7 @@ from helpers import training_processes, warm_processes
 from helpers.training_processes import SABOTAGE, cli, command, finish, outcome, start, wait_until
 
 from distill_lit.config import load_experiment
+from distill_lit.experiment.claims import holder_of
 from distill_lit.utils.exceptions import UserError
 
 STUDENTS = """
@@ -50,6 +51,7 @@ def reasons(root: Path) -> dict[str, str]:
     return {name: f"{row.status}: {'' if pd.isna(row.reason) else row.reason}" for name, row in runs.iterrows()}
 
 
+@pytest.mark.slow
 def test_17_the_rest_finish_and_the_reasons_stand_in_the_table(broken: tuple[Path, Path, int, str]) -> None:
     root, _, code, said = broken
     assert code == 3, said
@@ -63,6 +65,7 @@ def test_17_the_rest_finish_and_the_reasons_stand_in_the_table(broken: tuple[Pat
         assert found[name].split(": ")[-1][:20] in (root / "results/tiny/table.csv").read_text(), name
 
 
+@pytest.mark.slow
 def test_18_tables_show_the_gap(broken: tuple[Path, Path, int, str]) -> None:
     table = (broken[0] / "results/tiny/table.md").read_text()
     for name in ("raises", "exhausts", "dies", "leaves"):
@@ -70,6 +73,7 @@ def test_18_tables_show_the_gap(broken: tuple[Path, Path, int, str]) -> None:
         assert f"| {name} distilled | — | — |  | 0 of 1 |" in table
 
 
+@pytest.mark.slow
 def test_17_status_says_what_happened(broken: tuple[Path, Path, int, str]) -> None:
     root, file, *_ = broken
     code, said = cli("status", file, "--root", root)
@@ -120,6 +124,13 @@ def workers_of(driver: int) -> list[psutil.Process]:
     return []
 
 
+def worker_at(root: Path) -> psutil.Process:
+    """Who is at the run."""
+    holder = holder_of(training_processes.run_folder(root))
+    assert holder is not None
+    return psutil.Process(holder.pid)
+
+
 @pytest.mark.slow
 def test_17_a_stopped_or_killed_driver_leaves_no_orphans_and_status_tells_the_truth(
     experiment: Path, tmp_path: Path
@@ -134,10 +145,11 @@ def test_17_a_stopped_or_killed_driver_leaves_no_orphans_and_status_tells_the_tr
         (signal.SIGINT, 130, "preempted|stopped"),
         (signal.SIGKILL, -9, "preempted"),
     ):
-        with warm_processes.cold():  # its worker is looked for among its children
+        is_killed = number == signal.SIGKILL  # then its worker is looked for among its children
+        with warm_processes.cold() if is_killed else contextlib.nullcontext():
             driver = command("run", experiment, "--root", root, FAULTS="slow one train *", PYTHONPATH=SABOTAGE)
         wait_until(lambda done=metrics: steps_done(root) > done)
-        (worker,) = workers_of(driver.pid)
+        (worker,) = workers_of(driver.pid) if is_killed else [worker_at(root)]
         if number == signal.SIGTERM:
             assert re.search(r"one .* running", cli("status", experiment, "--root", root)[1])
         os.kill(driver.pid, number)

@@ -20,6 +20,8 @@ from distill_lit.experiment.plan import plan_runs
 from distill_lit.experiment.precision import resolve_auto
 from distill_lit.utils.files import read_json
 
+pytestmark = pytest.mark.slow
+
 
 class Finished(NamedTuple):
     """An experiment that has been run: where, from which file, with which cache, and how it ended."""
@@ -139,7 +141,6 @@ def test_31_the_manifest_says_where_a_result_comes_from(finished: Finished) -> N
     assert (finished.root / "runs/tiny" / f"one-{manifest['identity'][:8]}" / "config.yaml").is_file()
 
 
-@pytest.mark.slow
 @needs_rights
 def test_a_whole_cache_needs_no_right_to_write(finished: Finished, tmp_path: Path) -> None:
     assert finished.code == 0, finished.said

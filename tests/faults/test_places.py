@@ -76,7 +76,7 @@ def test_files_and_folders_have_the_rights_that_the_umask_leaves(tmp_path: Path,
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
 def test_what_a_terminal_cannot_show_is_replaced(tmp_path: Path, encoding: str) -> None:
-    folder = synthetic_results.build(tmp_path, documents=8)
+    folder = synthetic_results.build(tmp_path, documents=8, students={"deep": 0.8})
     plan = "name: x\nteacher: {model: 'file:x'}\nstudents: {deep: {num_layers: 1}}\nquestion: 漢字 ≤ 💥\n"
     (folder / "plan.yaml").write_text(plan, encoding="utf-8")
     environment = {**os.environ, "PYTHONIOENCODING": encoding, "OMP_NUM_THREADS": "1"}

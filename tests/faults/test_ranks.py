@@ -113,6 +113,7 @@ def _validations(root: Path) -> list[tuple[int, float]]:
     return [(line["step"], line["validation/loss"]) for line in lines(root) if "validation/loss" in line]
 
 
+@pytest.mark.slow
 def test_one_device_inside_slurm_stops_at_its_warning_and_requeues_nothing(steady: Path, tmp_path: Path) -> None:
     requeued = tmp_path / "requeued"
     (tmp_path / "scontrol").write_text(f"#!/bin/sh\ntouch {requeued}\n")

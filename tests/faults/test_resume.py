@@ -11,6 +11,7 @@ import pytest
 import torch
 from helpers import tiny_models, training_processes
 from helpers.training_processes import STEPS, WINDOW, cli, finish, kill_after, lines, log_of, run_folder, start, weights
+from helpers.warm_processes import MAY_BE_WARM
 
 from distill_lit.experiment.claims import claim_folder
 from distill_lit.training.checkpoint import (
@@ -66,7 +67,7 @@ def test_01_kill_9_at_ten_random_points_resumes_bitwise(experiment: Path, whole:
     assert same(root, whole)
 
 
-@pytest.mark.parametrize("point", ["train 20", "train 71", "validate 11", "export 1"])
+@pytest.mark.parametrize("point", ["train 20", pytest.param("train 71", marks=pytest.mark.slow), "validate 11", "export 1"])
 def test_01_kill_9_within_a_window_or_a_validation_resumes_bitwise(
     experiment: Path, whole: Path, tmp_path: Path, point: str
 ) -> None:
@@ -109,6 +110,7 @@ def test_02_killed_while_a_checkpoint_is_written_keeps_the_one_before(
     assert not list(folder.glob(".writing-*"))
 
 
+@pytest.mark.slow
 def test_02_a_failed_write_keeps_the_one_before(experiment: Path, whole: Path, tmp_path: Path) -> None:
     assert finish(start(experiment, tmp_path, "SIGKILL train 20")) == -signal.SIGKILL
     before = [(path.name, path.stat().st_mtime_ns) for path in checkpoints(tmp_path)]
@@ -144,7 +146,7 @@ def test_02_a_budget_keeps_the_newest_then_the_best_then_the_one_before(tmp_path
     assert left == [[5, 4, 2], [5, 2], [5]]
 
 
-@pytest.mark.parametrize("damage", [truncate, flip_a_bit])
+@pytest.mark.parametrize("damage", [pytest.param(truncate, marks=pytest.mark.slow), flip_a_bit])
 def test_03_a_damaged_checkpoint_is_noticed_and_the_one_before_is_used(
     experiment: Path, whole: Path, tmp_path: Path, damage: Callable[[Path], None]
 ) -> None:
@@ -179,6 +181,7 @@ def test_04_sigterm_leaves_a_checkpoint_within_a_step_and_exits_143(
     assert not (run_folder(tmp_path) / "state.json").exists()
 
 
+@pytest.mark.slow
 def test_04_sigterm_in_a_validation_that_no_checkpoint_stands_before(experiment: Path, whole: Path, tmp_path: Path) -> None:
     """Without `keep_checkpoints` there is none before a validation: the step is saved in the middle of it."""
     plain = ("training.keep_checkpoints=false",)
@@ -190,6 +193,7 @@ def test_04_sigterm_in_a_validation_that_no_checkpoint_stands_before(experiment:
     assert same(tmp_path, whole)
 
 
+@pytest.mark.slow
 def test_05_a_checkpoint_of_another_model_data_or_objective_is_refused(
     experiment: Path, whole: Path, tmp_path: Path
 ) -> None:
@@ -231,6 +235,7 @@ def test_05_an_objective_is_compared_too(tmp_path: Path) -> None:
     assert fingerprint_mismatches(path, {"objective": "kl", "data": "a"}) == []
 
 
+@pytest.mark.slow
 def test_07_tensorboard_shows_one_curve_with_rising_steps(experiment: Path, tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -287,7 +292,7 @@ def test_01_killed_while_the_curve_is_rewritten_keeps_the_curve(tmp_path: Path) 
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(json.dumps({"step": step, "train/loss": 1.0}) + "\n" for step in range(50_000)))
     before = path.read_bytes()
-    code, _ = training_processes.python(f"""
+    code, _ = training_processes.python(f"""{MAY_BE_WARM}
 import os, pathlib, signal
 from distill_lit.training.json_lines_logger import JSONLinesLogger
 write = pathlib.Path.write_text

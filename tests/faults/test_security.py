@@ -78,27 +78,57 @@ def test_23_pickled_weights_are_refused_whatever_the_environment_says(
     assert not trace.exists()
 
 
-@pytest.mark.parametrize("where", ["config.json", "tokenizer_config.json"])
-def test_24_remote_code_is_not_run(tmp_path: Path, tiny_teacher: Path, where: str) -> None:
-    """A folder that brings its own classes; nothing asks for them, so nothing of it is imported."""
-    folder, trace = tmp_path / "model", tmp_path / "imported"
-    shutil.copytree(tiny_teacher, folder)
+def folder_with_code(folder: Path, teacher: Path, where: str, trace: Path) -> Path:
+    """A model whose classes are its own, which make a folder when they are imported."""
+    shutil.copytree(teacher, folder)
     (folder / "evil.py").write_text(f"import os\nos.mkdir({str(trace)!r})\nclass Evil: pass\n")
     settings = json.loads((folder / where).read_text())
     names = {"AutoConfig": "evil.Evil", "AutoModelForCausalLM": "evil.Evil", "AutoTokenizer": ["evil.Evil", "evil.Evil"]}
     settings |= {"auto_map": names, "model_type": "evil"} if where == "config.json" else {"auto_map": names}
     (folder / where).write_text(json.dumps(settings))
-    code = (
-        "import sys; from distill_lit.models import *; from distill_lit.utils.exceptions import UserError\n"
-        "from pathlib import Path\n"
-        f"folder = model_folder('file:{folder}')\n"
-        "for load in (load_model_config, load_model, load_tokenizer):\n"
-        "    try: load(folder)\n"
-        "    except (UserError, ValueError) as error: print(error)\n"
+    return folder
+
+
+def hub_with_code(hub: Path, teacher: Path) -> str:
+    """The revision of org/mine in the hub's cache, whose model class is its own."""
+    revision = "0123456789abcdef0123456789abcdef01234567"
+    folder = hub / "models--org--mine/snapshots" / revision
+    shutil.copytree(teacher, folder)
+    (folder / "mine.py").write_text(
+        "from transformers import LlamaConfig, LlamaForCausalLM\n"
+        "class MineConfig(LlamaConfig):\n    model_type = 'mine'\n"
+        "class Mine(LlamaForCausalLM):\n    config_class = MineConfig\n"
     )
-    found, said = training_processes.python(code, HF_HUB_TRUST_REMOTE_CODE="1", TRANSFORMERS_TRUST_REMOTE_CODE="1")
+    settings = json.loads((folder / "config.json").read_text())
+    names = {"AutoConfig": "mine.MineConfig", "AutoModelForCausalLM": "mine.Mine"}
+    (folder / "config.json").write_text(json.dumps({**settings, "model_type": "mine", "auto_map": names}))
+    return revision
+
+
+def test_24_remote_code_runs_where_it_is_asked_for_and_pinned_and_nowhere_else(tmp_path: Path, tiny_teacher: Path) -> None:
+    """Of folders nothing asks for it: nothing of it is imported. A repository's is refused without `+code`, run with it. In
+    one process: a library reads its variables when it is imported."""
+    places = ("config.json", "tokenizer_config.json")
+    traces = [tmp_path / f"imported {where}" for where in places]
+    pairs = zip(places, traces, strict=True)
+    folders = [folder_with_code(tmp_path / where, tiny_teacher, where, trace) for where, trace in pairs]
+    revision = hub_with_code(tmp_path / "hub", tiny_teacher)
+    code = (
+        "from distill_lit.models import *; from distill_lit.utils.exceptions import UserError\n"
+        f"for folder in {[f'file:{folder}' for folder in folders]}:\n"
+        "    for load in (load_model_config, load_model, load_tokenizer):\n"
+        "        try: load(model_folder(folder))\n"
+        "        except (UserError, ValueError) as error: print(error)\n"
+        f"for reference in ('hf:org/mine@{revision}', 'hf:org/mine@{revision}+code'):\n"
+        "    try: print(type(load_model(model_folder(reference))).__name__)\n"
+        "    except Exception as error: print('refused')\n"
+    )
+    environment = {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "m")}
+    forced = {"HF_HUB_TRUST_REMOTE_CODE": "1", "TRANSFORMERS_TRUST_REMOTE_CODE": "1"}
+    found, said = training_processes.python(code, **environment, **forced)
     assert found == 0, said
-    assert not trace.exists()
+    assert not any(trace.exists() for trace in traces)
+    assert [line for line in said.splitlines() if line in ("refused", "Mine")] == ["refused", "Mine"], said
 
 
 @pytest.mark.parametrize(
@@ -114,30 +144,6 @@ def test_24_remote_code_is_not_run(tmp_path: Path, tiny_teacher: Path, where: st
 def test_24_remote_code_needs_a_pin(reference: str, words: str) -> None:
     with pytest.raises(UserError, match=words):
         assets.check_reference(reference)
-
-
-def test_24_remote_code_runs_where_it_is_asked_for_and_pinned(tmp_path: Path, tiny_teacher: Path) -> None:
-    """A repository in the hub's cache whose model class is its own: refused without `+code`, run with it."""
-    revision = "0123456789abcdef0123456789abcdef01234567"
-    folder = tmp_path / "hub/models--org--mine/snapshots" / revision
-    shutil.copytree(tiny_teacher, folder)
-    (folder / "mine.py").write_text(
-        "from transformers import LlamaConfig, LlamaForCausalLM\n"
-        "class MineConfig(LlamaConfig):\n    model_type = 'mine'\n"
-        "class Mine(LlamaForCausalLM):\n    config_class = MineConfig\n"
-    )
-    settings = json.loads((folder / "config.json").read_text())
-    names = {"AutoConfig": "mine.MineConfig", "AutoModelForCausalLM": "mine.Mine"}
-    (folder / "config.json").write_text(json.dumps({**settings, "model_type": "mine", "auto_map": names}))
-    code = (
-        "import sys; from distill_lit.models import load_model, model_folder\n"
-        f"for reference in ('hf:org/mine@{revision}', 'hf:org/mine@{revision}+code'):\n"
-        "    try: print(type(load_model(model_folder(reference))).__name__)\n"
-        "    except Exception as error: print('refused')\n"
-    )
-    environment = {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "m")}
-    _, said = training_processes.python(code, **environment)
-    assert [line for line in said.splitlines() if line in ("refused", "Mine")] == ["refused", "Mine"], said
 
 
 @pytest.mark.parametrize(
@@ -317,9 +323,10 @@ def test_30_offline_with_the_benchmark_packages(tmp_path: Path, experiment: Path
     assert not log.exists(), log.read_text()
 
 
-@pytest.mark.parametrize("reason", ["no repository", "no git", "another repository"])
+@pytest.mark.parametrize("reason", ["no repository", "another repository"])
 def test_31_without_git_it_says_unknown(tmp_path: Path, experiment: Path, reason: str) -> None:
-    """The package copied to where it is not checked out, also when that is inside the repository of something else."""
+    """The package copied to where it is not checked out, also when that is inside the repository of something else; and
+    where there is no git."""
     shutil.copytree(
         Path(distill_lit.__file__).parent, tmp_path / "place/distill_lit", ignore=shutil.ignore_patterns("__pycache__")
     )
@@ -328,13 +335,14 @@ def test_31_without_git_it_says_unknown(tmp_path: Path, experiment: Path, reason
         for arguments in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "x"]):
             subprocess.run([*git, *arguments], check=True)
     code = (
-        f"import sys; sys.path.insert(0, {str(tmp_path / 'place')!r})\n"
+        f"import os, sys; sys.path.insert(0, {str(tmp_path / 'place')!r})\n"
         "from pathlib import Path; from distill_lit.config import load_experiment\n"
         "from distill_lit.experiment.provenance import collect_provenance\n"
-        f"made = collect_provenance(load_experiment(Path({str(experiment)!r})), [], Path())\n"
-        "print(made['commit'], made['changes'])"
+        f"for path in (os.environ['PATH'], {str(Path(sys.executable).parent)!r}):\n"
+        "    os.environ['PATH'] = path\n"
+        f"    made = collect_provenance(load_experiment(Path({str(experiment)!r})), [], Path())\n"
+        "    print(made['commit'], made['changes'])"
     )
-    path = str(Path(sys.executable).parent) if reason == "no git" else os.environ["PATH"]
-    found, said = training_processes.python(code, PATH=path, PYTHONPATH=str(tmp_path / "place"))
+    found, said = training_processes.python(code, PYTHONPATH=str(tmp_path / "place"))
     assert found == 0, said
-    assert said.strip() == "unknown unknown"
+    assert said.splitlines() == ["unknown unknown"] * 2

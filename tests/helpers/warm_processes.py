@@ -43,8 +43,9 @@ READ_LATER = {
 SUITE_IMPORTS = (
     "distill_lit.cli.commands.run", "distill_lit.evaluation.prefix_tree_lm", "distill_lit.experiment.run",
     "distill_lit.experiment.status", "distill_lit.experiment.student", "distill_lit.report.figures.pareto",
-    "distill_lit.report.render", "lm_eval.evaluator", "lm_eval.models.huggingface", "lm_eval.tasks", "omegaconf",
-    "torch.utils.serialization", "torch.utils.tensorboard", "torchmetrics", "transformers.models.llama.modeling_llama",
+    "distill_lit.report.render", "lm_eval.evaluator", "lm_eval.models.huggingface", "lm_eval.tasks",
+    "matplotlib.backends.backend_agg", "omegaconf", "torch.utils.serialization", "torch.utils.tensorboard",
+    "torchmetrics", "transformers.models.llama.modeling_llama", "wordfreq",
 )  # fmt: skip
 READER_IMPORTS = (
     "torch", "safetensors.torch", "transformers.models.auto.modeling_auto", "transformers.models.auto.tokenization_auto",
@@ -229,6 +230,7 @@ def serve(kind: str, folder: str) -> None:
         warnings.simplefilter("ignore")
         for name in IMPORTS[kind]:
             __import__(name)
+        sys.modules["transformers.conversion_mapping"].get_checkpoint_conversion_mapping("llama")  # of all architectures
     assert threading.active_count() == 1, threading.enumerate()
     os.rename(f"{folder}/{kind}.starting", f"{folder}/{kind}")
     waiting: dict[int, socket.socket] = {}

@@ -320,7 +320,7 @@ def slow_writing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(on_policy, "_sample_prompts", lambda *arguments: {} if get_rank() else find(*arguments))
 
 
-@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_run_that_was_cut_goes_on_with_the_same_text(
     tmp_path: Path, tiny_teacher: Path, prepared: data.PreparedData, devices: int
 ) -> None:
@@ -398,7 +398,7 @@ def test_the_reverse_kl_is_that_of_whole_distributions(
     assert not any("own_reverse_kl" in name for line in lines for name in line)
 
 
-@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_the_time_of_writing_is_a_share_of_the_time_of_training(
     tmp_path: Path, tiny_teacher: Path, prepared: data.PreparedData, devices: int
 ) -> None:

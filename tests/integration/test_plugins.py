@@ -71,7 +71,7 @@ def test_an_experiment_trains_with_a_loss_and_an_initializer_of_its_own(
 ) -> None:
     """Through the command, from another folder: workers know the plugin too, and it is said aloud that it is run."""
     file = write_experiment(tmp_path / "mine", tiny_teacher, tiny_corpus, tasks)
-    done = command("run", file, "--root", tmp_path, cwd=tmp_path)
+    done = command("run", file, "baselines=[untrained]", "--root", tmp_path, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "my_losses.py is run" in " ".join(done.stdout.split())
     curves = (tmp_path / "results/tiny/curves.csv").read_text()

@@ -227,7 +227,7 @@ def test_a_slow_validation_does_not_slow_down_the_training_that_is_logged(
             return super().training_step(batch, index)
 
     flags = {**QUIET, "logger": CSVLogger(tmp_path, name=None, version="x"), "log_every_n_steps": 2}
-    trainer = L.Trainer(max_steps=6, check_val_every_n_epoch=None, val_check_interval=1, limit_val_batches=2, **flags)
+    trainer = L.Trainer(max_steps=6, check_val_every_n_epoch=None, val_check_interval=2, limit_val_batches=2, **flags)
     trainer.fit(Slow(*models, losses.ForwardKL()), loader, loader)
     with (tmp_path / "x" / "metrics.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["train/tokens_per_second"]]

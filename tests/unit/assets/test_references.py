@@ -124,7 +124,7 @@ class Hub(BaseHTTPRequestHandler):
 def hub(tiny_teacher: Path) -> Iterator[ThreadingHTTPServer]:
     handler = type("Handler", (Hub,), {"folder": tiny_teacher, "asked": []})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
     yield server
     server.shutdown()
 
