@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from helpers.synthetic_results import build, edit_documents, edit_model, edit_settings
+from helpers.synthetic_results import build, edit_settings, edited_records
 
 from distill_lit.analysis.generation import groups_without_answers, pass_at_k_difference, shown_ks
 from distill_lit.analysis.pass_at_k import answers_interval
+from distill_lit.analysis.records_file import INDEX
 from distill_lit.config.evaluation import AnalysisConfig
 from distill_lit.report.bundle import ReportBundle, build_report_bundle
 from distill_lit.report.render import write_generation_files
@@ -39,12 +40,13 @@ def add_answers(folder: Path, *models: str) -> None:
             frame[name] = pd.Series(values, index=frame.index, dtype=object).where(written, None)
         return frame
 
-    for model in models:
-        right = RIGHT.get(model, 0)
-        edit_model(folder, model, lambda frame, right=right: change(frame, right))
-        drawn = {"repeats": 4, "do_sample": True, "temperature": 0.8, "top_p": 0.95, "max_gen_toks": 64}
-        edit_settings(folder, model, "gsm8k", generation=drawn, output_type="generate_until")
-    edit_documents(folder, lambda frame: frame.assign(target="72"))
+    drawn = {"repeats": 4, "do_sample": True, "temperature": 0.8, "top_p": 0.95, "max_gen_toks": 64}
+    with edited_records(folder) as content:
+        for model in models:
+            frame = change(content.records[model].reset_index(), RIGHT.get(model, 0))
+            content.records[model] = frame.set_index(INDEX)
+            content.settings[model]["gsm8k"].update(generation=drawn, output_type="generate_until")
+        content.documents["target"] = "72"
 
 
 @pytest.fixture(scope="module")

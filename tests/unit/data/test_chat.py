@@ -1,7 +1,6 @@
 """Which tokens of a chat are supervised, token by token."""
 
 import pytest
-from helpers.chat_tokenizers import smollm2_tokenizer
 from helpers.tiny_data import CHAT_TEMPLATE, byte_tokenizer
 
 from distill_lit.data.chat import encode_chat
@@ -40,37 +39,6 @@ def test_by_hand(template):
     ]
     assert text == "".join(part for part, _ in parts)
     assert kept == "".join(part if is_kept else "." * len(part) for part, is_kept in parts)
-
-
-def test_real_template_token_by_token():
-    tokenizer = smollm2_tokenizer()
-    ids, supervised = encode_chat(tokenizer, [{"role": "system", "content": "Be brief."}, USER, REPLY])
-    expected = [
-        ("<|im_start|>", 0),
-        ("system", 0),
-        ("Ċ", 0),
-        ("Be", 0),
-        ("Ġbrief", 0),
-        (".", 0),
-        ("<|im_end|>", 0),
-        ("Ċ", 0),
-        ("<|im_start|>", 0),
-        ("user", 0),
-        ("Ċ", 0),
-        ("Hi", 0),
-        ("<|im_end|>", 0),
-        ("Ċ", 0),
-        ("<|im_start|>", 0),
-        ("ass", 0),
-        ("istant", 0),
-        ("Ċ", 0),
-        ("Y", 1),
-        ("o", 1),
-        ("!", 1),
-        ("<|im_end|>", 1),
-        ("Ċ", 0),
-    ]
-    assert list(zip(tokenizer.convert_ids_to_tokens(ids), map(int, supervised), strict=True)) == expected
 
 
 def test_a_default_system_message_is_no_obstacle():

@@ -13,6 +13,7 @@ from helpers.tiny_data import byte_tokenizer, save_tokenizer, write_lines
 
 from distill_lit.config import CorpusConfig, DataConfig, MessageConfig, TeacherPromptConfig
 from distill_lit.data import PreparedData, TeacherDocuments, check_teacher_prompt, prepare_datasets
+from distill_lit.data.chat import encode_chat
 from distill_lit.data.corpora import Document, TeacherPrompt, read_documents
 from distill_lit.data.teacher_prompts import match_positions, prompt_renderer, tokenize_teacher_documents
 from distill_lit.data.tokenization import TokenizedDocuments, tokenize
@@ -81,14 +82,19 @@ def test_a_response_is_the_same_tokens_under_both_prompts(style: str, name: str,
 
 
 def test_real_template_token_by_token() -> None:
+    """Of SmolLM2: which tokens of a chat are supervised, and the same response behind another prompt."""
     tokenizer = smollm2_tokenizer()
     chat = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo!"}]
-    student, teacher = read_both(documents_of(chat, prompt=TeacherPrompt(system="Be brief.")), tokenizer)
-    assert tokenizer.convert_ids_to_tokens(teacher.tokens.tolist()) == [
+    expected = [
         "<|im_start|>", "system", "Ċ", "Be", "Ġbrief", ".", "<|im_end|>", "Ċ",
         "<|im_start|>", "user", "Ċ", "Hi", "<|im_end|>", "Ċ",
         "<|im_start|>", "ass", "istant", "Ċ", "Y", "o", "!", "<|im_end|>", "Ċ",
     ]  # fmt: skip
+    ids, supervised = encode_chat(tokenizer, [{"role": "system", "content": "Be brief."}, *chat])
+    assert tokenizer.convert_ids_to_tokens(ids) == expected
+    assert np.flatnonzero(supervised).tolist() == [18, 19, 20, 21]
+    student, teacher = read_both(documents_of(chat, prompt=TeacherPrompt(system="Be brief.")), tokenizer)
+    assert tokenizer.convert_ids_to_tokens(teacher.tokens.tolist()) == expected
     positions = match_positions(student, teacher).tokens
     assert positions[positions >= 0].tolist() == [18, 19, 20, 21]
     assert tokenizer.convert_ids_to_tokens(student.tokens[positions >= 0].tolist()) == ["Y", "o", "!", "<|im_end|>"]
