@@ -31,6 +31,7 @@ from distill_lit.report.web.report_page import write_report_page
 from distill_lit.utils.exceptions import UserError
 
 FAST = AnalysisConfig(n_resamples=300)
+ONE = {"deep": 0.8}  # where a second student adds nothing
 
 
 def edit(path: Path, change: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
@@ -52,7 +53,7 @@ def drawn(folder: Path) -> tuple[str, ReportBundle]:
 
 
 def test_one_seed_prints_not_available_and_never_a_zero_deviation(tmp_path: Path) -> None:
-    text, result = drawn(build(tmp_path, documents=40))
+    text, result = drawn(build(tmp_path, students=ONE, documents=40))
     assert "± 0" not in text
     assert "One seed each" in text
     place = (table := detail_table(result.scores, result.score_frame, "")).columns.index("std. over seeds")
@@ -60,7 +61,7 @@ def test_one_seed_prints_not_available_and_never_a_zero_deviation(tmp_path: Path
 
 
 def test_missing_teacher_is_said_and_nothing_is_compared_with_it(tmp_path: Path) -> None:
-    folder = build(tmp_path, documents=40)
+    folder = build(tmp_path, students=ONE, documents=40)
     remove_model(folder, "teacher")
     text = page(folder)
     assert "The teacher has no result" in text
@@ -87,7 +88,7 @@ def test_failed_runs_stay_in_the_table_with_their_reason(tmp_path: Path) -> None
 
 
 def test_a_task_at_chance_is_flagged_and_left_out_of_the_average(tmp_path: Path) -> None:
-    folder = build(tmp_path, documents=60)
+    folder = build(tmp_path, students=ONE, documents=60)
 
     def guess(frame: pd.DataFrame) -> pd.DataFrame:
         rows = frame["task"] == "piqa"
@@ -112,7 +113,7 @@ def test_a_task_at_chance_is_flagged_and_left_out_of_the_average(tmp_path: Path)
 
 
 def test_every_task_at_chance_leaves_no_average(tmp_path: Path) -> None:
-    folder = build(tmp_path, documents=24, tasks={"arc_easy": (4, "acc_norm")})
+    folder = build(tmp_path, students=ONE, documents=24, tasks={"arc_easy": (4, "acc_norm")})
     edit_model(folder, "teacher", lambda f: f.assign(correct_norm=0))
     text, result = drawn(folder)
     assert "unknown: no task has the teacher above chance" in text
@@ -124,7 +125,7 @@ def test_every_task_at_chance_leaves_no_average(tmp_path: Path) -> None:
 
 
 def test_identical_models_have_no_discordant_pair_and_no_certainty(tmp_path: Path) -> None:
-    folder = build(tmp_path, documents=50)
+    folder = build(tmp_path, students=ONE, documents=50)
     copy_model(folder, "teacher", "deep-distilled-0")
     page(folder)
     table = pd.read_csv(folder / "table.csv")
@@ -136,7 +137,7 @@ def test_identical_models_have_no_discordant_pair_and_no_certainty(tmp_path: Pat
 
 @pytest.mark.parametrize("broken", [False, True])
 def test_draw_leaves_every_file_also_without_a_teacher(tmp_path: Path, broken: bool) -> None:
-    folder = build(tmp_path, documents=30)
+    folder = build(tmp_path, students=ONE, documents=30)
     if broken:
         remove_model(folder, "teacher")
     written = report.render_report(
@@ -148,7 +149,7 @@ def test_draw_leaves_every_file_also_without_a_teacher(tmp_path: Path, broken: b
 
 
 def test_a_limit_above_all_documents_is_none(tmp_path: Path) -> None:
-    folder = build(tmp_path, documents=24, limit=100)
+    folder = build(tmp_path, students=ONE, documents=24, limit=100)
     with edited_records(folder) as content:
         for facts in (facts for tasks in content.settings.values() for facts in tasks.values()):
             facts["n_total"] = facts["n"]
@@ -156,14 +157,14 @@ def test_a_limit_above_all_documents_is_none(tmp_path: Path) -> None:
 
 
 def test_limit_marks_table_and_long_tail(tmp_path: Path) -> None:
-    folder = build(tmp_path, documents=40, limit=40)
+    folder = build(tmp_path, students=ONE, documents=40, limit=40)
     assert "Limited to 40 documents per task" in page(folder)
     assert "Limited to 40 documents per task" in (folder / "longtail.md").read_text()
     assert "Limited to 40" in (folder / "table.tex").read_text()
 
 
 def test_constant_axes_and_missing_values_do_not_break_strata(tmp_path: Path) -> None:
-    folder = build(tmp_path, documents=40)
+    folder = build(tmp_path, students=ONE, documents=40)
     blank = {"prompt": "…", "metadata": None}
     edit_documents(folder, lambda f: f.assign(**blank))
     page(folder)
@@ -171,7 +172,7 @@ def test_constant_axes_and_missing_values_do_not_break_strata(tmp_path: Path) ->
 
 
 def test_a_model_without_one_task_shows_a_gap(tmp_path: Path) -> None:
-    folder = build(tmp_path, documents=40)
+    folder = build(tmp_path, students=ONE, documents=40)
     with edited_records(folder) as content:
         del content.settings["deep-distilled-0"]["sciq"]
         content.records["deep-distilled-0"] = content.records["deep-distilled-0"].drop("sciq")
@@ -187,7 +188,7 @@ def test_a_model_without_one_task_shows_a_gap(tmp_path: Path) -> None:
 
 
 def test_one_passage_for_all_documents_is_no_certainty(tmp_path: Path) -> None:
-    folder = build(tmp_path, documents=40, clusters_per_task=1)
+    folder = build(tmp_path, students=ONE, documents=40, clusters_per_task=1)
     text, result = drawn(folder)
     scores = result.scores
     assert np.isnan(macro_score(scores, 1).low)
@@ -195,7 +196,7 @@ def test_one_passage_for_all_documents_is_no_certainty(tmp_path: Path) -> None:
 
 
 def test_all_right_with_every_seed_is_no_certainty(tmp_path: Path) -> None:
-    folder = build(tmp_path, documents=40, seeds=(0, 1, 2))
+    folder = build(tmp_path, students=ONE, documents=40, seeds=(0, 1, 2))
     for seed in (0, 1, 2):
         edit_model(folder, f"deep-distilled-{seed}", lambda f: f.assign(correct=1, correct_norm=1))
     scores = compute_scores(load_results(folder), FAST)
@@ -220,7 +221,7 @@ def test_a_single_document_is_drawn(tmp_path: Path) -> None:
 
 def test_graded_answers_are_no_shares_of_right_ones(tmp_path: Path) -> None:
     """A task scored by BLEU: shown with bounds of redrawn documents, in no average, no flip, no exact test."""
-    folder = build(tmp_path, documents=60)
+    folder = build(tmp_path, students=ONE, documents=60)
     with edited_records(folder) as content:
         for number, frame in enumerate(content.records.values()):
             grades = np.random.default_rng(number).uniform(0, 0.4, 60)
@@ -235,7 +236,7 @@ def test_graded_answers_are_no_shares_of_right_ones(tmp_path: Path) -> None:
 
 
 def test_the_footer_says_who_was_evaluated_otherwise(tmp_path: Path) -> None:
-    folder = build(tmp_path, documents=40, limit=40)
+    folder = build(tmp_path, students=ONE, documents=40, limit=40)
     edit_settings(folder, "deep-distilled-0", "sciq", harness="hflm", fallback="sliding windows", truncated=3)
     text = page(folder)
     assert "But deep-distilled-0 with harness hflm (sliding windows), on sciq." in text
