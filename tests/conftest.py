@@ -3,6 +3,7 @@
 They import models when they are used: the process that hands tests to workers reads this file and needs none.
 """
 
+import gc
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,12 @@ if TYPE_CHECKING:
     from distill_lit import data
 
 warm_processes.install_with_servers()
+
+
+def pytest_collection_finish() -> None:
+    """What has been imported by now stays, so that no collection looks at it again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

