@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import functools
 import json
 import os
 import re
@@ -14,32 +15,34 @@ import pytest
 from helpers import ROOT
 from packaging.specifiers import SpecifierSet
 
+BYTES_THAT_ARE_CODE = {"pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 SOURCES = sorted((ROOT / "distill_lit").rglob("*.py"))
+
+
+@functools.cache
+def nodes() -> list[tuple[Path, ast.AST]]:
+    """(file, node) of all that is imported or called in the package."""
+    kinds = (ast.Import, ast.ImportFrom, ast.Call)
+    return [(p, node) for p in SOURCES for node in ast.walk(ast.parse(p.read_text())) if isinstance(node, kinds)]
 
 
 def calls(name: str) -> list[tuple[str, ast.Call]]:
     """(file, call) of everything whose last name it is."""
-    found = []
-    for path in SOURCES:
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] == name:
-                found.append((str(path.relative_to(ROOT)), node))
-    return found
+    return [
+        (str(path.relative_to(ROOT)), node)
+        for path, node in nodes()
+        if isinstance(node, ast.Call) and name in (getattr(node.func, "attr", ""), getattr(node.func, "id", ""))
+    ]
 
 
 def test_no_pickle_is_read_anywhere() -> None:
     """But what a process tells the ranks that it has started itself, over a socket that nobody else has, and what it has
     written itself into a file without a name."""
-    for path in SOURCES:
-        if path.name in ("rank_process.py", "spawn.py", "spool.py"):
+    for path, node in nodes():
+        if path.name in ("rank_process.py", "spawn.py", "spool.py") or isinstance(node, ast.Call):
             continue
-        names = {
-            alias.name.split(".")[0]
-            for node in ast.walk(ast.parse(path.read_text()))
-            if isinstance(node, (ast.Import, ast.ImportFrom))
-            for alias in (node.names if isinstance(node, ast.Import) else [ast.alias(node.module or "")])
-        }
-        assert not names & {"pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}, path
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
+        assert not {name.split(".")[0] for name in names} & BYTES_THAT_ARE_CODE, path
     loads = [(file, call) for file, call in calls("load") if ast.unparse(call.func) in ("torch.load", "np.load")]
     assert len(loads) >= 2
     for file, call in loads:

@@ -1,6 +1,7 @@
 """The law of import directions: packages import downwards only. `python tests/unit/test_import_directions.py` prints it."""
 
 import ast
+import functools
 import re
 import sys
 import tomllib
@@ -33,6 +34,7 @@ ALLOWED: dict[str, set[str]] = {
 }  # fmt: skip
 
 
+@functools.cache
 def imported_packages() -> dict[str, set[str]]:
     """{package: packages it imports}, imports inside functions included; the root's modules are `distill_lit`."""
     graph: dict[str, set[str]] = defaultdict(set)
