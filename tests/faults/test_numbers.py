@@ -286,6 +286,7 @@ def test_15_a_cache_of_something_else_is_a_miss(
     assert key(dropping_teacher) == keys[0]
 
 
+@pytest.mark.slow
 def test_15_two_writers_do_no_harm(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two experiments at once on one empty cache, one of them killed while it writes."""
     text = (
