@@ -7,9 +7,11 @@ import torch
 
 from distill_lit import data
 from distill_lit.config import StudentConfig, TermConfig, TrainingConfig
+from distill_lit.config.models import LoraConfig
 from distill_lit.data.datamodule import PackedDataModule
 from distill_lit.losses import build_objective
 from distill_lit.models import CalibrationData, initial_student, load_model
+from distill_lit.models.lora import add_adapters
 from distill_lit.teachers import OnlineTeacher
 from distill_lit.training.distiller import Distiller
 from distill_lit.training.loss import FusedLossSettings
@@ -46,8 +48,11 @@ def run(
     signal: object = None,
     dropout: float = 0.0,
     how: Callable[[TrainingJob], dict] = train,
+    lora: LoraConfig | None = None,
 ) -> tuple[torch.nn.Module, dict]:
     student = new_student(teacher, dropout)
+    if lora is not None:
+        student = add_adapters(student, lora)
     module = PackedDataModule(prepared.train, prepared.validation, training, 0)
     signal = signal or OnlineTeacher(load_model(teacher), VOCABULARY)
     prepare_student(student, training)

@@ -15,6 +15,7 @@ import torch
 from distill_lit import data
 from distill_lit.config import TrainingConfig
 from distill_lit.config.data import CorpusConfig, DataConfig
+from distill_lit.config.models import LoraConfig
 from distill_lit.models.sharding import gather_model, meta_copy
 from distill_lit.training.trainer import TrainingJob, train
 from distill_lit.utils.distributed.node import Node
@@ -50,7 +51,13 @@ class _Stop(L.Callback):
 
 
 def run_legs(
-    folder: Path, teacher: Path, prepared: data.PreparedData, training: TrainingConfig, legs: list[Leg], _: Any = None
+    folder: Path,
+    teacher: Path,
+    prepared: data.PreparedData,
+    training: TrainingConfig,
+    legs: list[Leg],
+    lora: LoraConfig | None = None,
+    _: Any = None,
 ) -> tuple[torch.Tensor, list[list[str]], bool]:
     """(the student's weights, the files of the checkpoints behind each leg, whether weights were ever in shards)."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # one that comes late is not for the next leg
@@ -69,8 +76,8 @@ def run_legs(
 
         chosen = {"strategy": leg.strategy, "checkpoint": leg.checkpoint, "teacher_shards": leg.teacher_shards}
         config = replace(training, **chosen)
-        student, _metrics = distillation.run(folder, teacher, prepared, config, how=how)
-        layer = student.model.layers[0].self_attn.q_proj.weight
+        student, _metrics = distillation.run(folder, teacher, prepared, config, how=how, lora=lora)
+        (layer, *_) = (value for name, value in student.named_parameters() if "q_proj" in name)
         sharded = sharded or (is_sharded(layer) and len(layer.to_local()) < len(layer))
         files.append(sorted(str(p.relative_to(folder / "checkpoints")) for p in (folder / "checkpoints").rglob("*")))
     if is_sharded(layer):

@@ -10,6 +10,7 @@ from helpers import tiny_models
 from helpers.distillation import TRAINING, run, weights
 from helpers.rank_trainings import EVERY_NODE, Leg, logged, prepare, run_legs, run_several, start_node
 
+from distill_lit.config.models import LoraConfig
 from distill_lit.utils.distributed.spawn import spawn_ranks
 from distill_lit.utils.files import TEMPORARY_PREFIX
 
@@ -53,6 +54,19 @@ def test_two_ranks_are_one_process_and_go_on_from_any_kind_of_checkpoint(
         folder = ["step=2.ckpt", *(f"step=2.ckpt/{name}" for name in shards)]
         assert [name for name in files[1] if name.startswith("step=2")] == folder
         assert {"step=3.ckpt", "step=3.sha256.json"} <= set(files[2])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_adapters_are_trained_in_shards_and_go_on_from_either_checkpoint(tmp_path: Path, tiny_corpus: Path) -> None:
+    teacher, lora = tiny_models.make_model(tmp_path / "teacher"), LoraConfig(rank=4)
+    prepared = prepare(teacher, tiny_corpus)
+    whole, _ = run(tmp_path / "one", teacher, prepared, lora=lora)
+    legs = [Leg("fsdp", "sharded", stop=2), Leg("ddp", stop=4), Leg("fsdp")]
+    found, _, was_sharded = spawn_ranks(2, run_legs, tmp_path / "two", teacher, prepared, SHARED, legs, lora)
+    assert was_sharded
+    torch.testing.assert_close(found, weights(whole), rtol=0, atol=1e-5)
+    assert_same_training(tmp_path / "one", tmp_path / "two")
 
 
 @pytest.mark.slow
