@@ -19,8 +19,11 @@ def shuffled_row_indices(rows: int, seed: int, count: int, start: int = 0) -> np
     (count,) int64. Depends on nothing else, so it is the same for every student, rank and resumed run.
     """
     first, last = start // rows, -(-(start + count) // rows)
-    passes = [_epoch_permutation(rows, seed, number) for number in range(first, last)]
-    return np.concatenate(passes)[start - first * rows :][:count] if passes else np.zeros(0, dtype=np.int64)
+    parts = [
+        _epoch_permutation(rows, seed, number)[max(0, start - number * rows) : start + count - number * rows]
+        for number in range(first, last)
+    ]
+    return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
 
 
 @functools.lru_cache(maxsize=4)

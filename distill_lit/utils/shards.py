@@ -4,6 +4,7 @@
 again. `manifest.json` says what the shards are of.
 """
 
+import errno
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -96,14 +97,17 @@ class Shards:
 
 
 def append_line(path: Path, value: Any) -> None:
-    """Adds a JSON line in one write, and syncs it: whole after a crash or not there. A torn line before it is closed."""
+    """Adds a JSON line in one write, and syncs it: whole after a crash or not there. A torn line before it is closed.
+    Raises OSError where the disk has no room for all of it."""
     line = json.dumps(value) + "\n"  # ASCII: some letters of other scripts end a line too
     descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
     try:
         size = os.fstat(descriptor).st_size
         if size and os.pread(descriptor, 1, size - 1) != b"\n":
             line = "\n" + line
-        os.write(descriptor, line.encode("utf-8"))
+        data = line.encode("utf-8")
+        if os.write(descriptor, data) < len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         os.fsync(descriptor)
     finally:
         os.close(descriptor)

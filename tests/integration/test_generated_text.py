@@ -253,6 +253,16 @@ def test_a_torn_line_costs_only_itself(tmp_path: Path) -> None:
     assert not shards.is_intact("c")
 
 
+def test_a_line_that_the_disk_has_no_room_for_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, write_all = tmp_path / "shards.jsonl", os.write
+    with monkeypatch.context() as full:
+        full.setattr(os, "write", lambda descriptor, content: write_all(descriptor, content[:9]))
+        with pytest.raises(OSError, match="No space left"):
+            append_line(path, {"name": "a", "sha256": "0"})
+    append_line(path, {"name": "b", "sha256": "1"})
+    assert Shards(tmp_path).hashes() == {"b": "1"}
+
+
 def test_a_prompt_too_long_for_the_context_is_counted_not_lost(tmp_path: Path, chatty: Path) -> None:
     path = write_lines(tmp_path / "q.jsonl", [{"q": "x" * 250}, {"q": "Hi"}])
     long, short = sorted(write(tmp_path / "a", chatty, path), key=lambda a: -len(a.prompt))
