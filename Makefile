@@ -6,7 +6,7 @@ REPORTS := .pytest_cache/reports
 # else each process compiles a thousand files again
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install quickstart test test-fast test-slow test-kernels test-durations check format docs audit fuzz soak tensorboard
+.PHONY: install quickstart test test-fast test-slow test-kernels test-durations reproductions check format docs audit fuzz soak tensorboard
 
 install: .venv/installed
 
@@ -40,6 +40,12 @@ test-kernels: .venv/triton/installed  # the Triton kernel in Triton's interprete
 
 test-durations:  # of the last `make test` and `make test-slow`, as of a .ci/run, into docs/test_durations.md
 	$(PYTHON) tests/durations.py $(REPORTS)/test.xml $(REPORTS)/test-slow.xml
+
+CLAIMS = $(foreach file,$(shell grep -l '^hypotheses:' experiments/*.yaml),$(if $(wildcard results/$(basename $(notdir $(file)))/records.parquet),$(file)))
+
+reproductions: install  # what the committed results say of published claims, into docs/reproductions.md
+	{ sed '/^<!--/q' docs/reproductions.md && $(BIN)/distill-lit hypotheses $(CLAIMS) --format md; } > docs/reproductions.new
+	mv docs/reproductions.new docs/reproductions.md
 
 check: install
 	$(BIN)/ruff check .

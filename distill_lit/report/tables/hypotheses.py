@@ -48,7 +48,7 @@ def hypothesis_table(tests: Sequence[DeclaredTest], confidence_level: float) -> 
         [*(["experiment"] if several else []), *columns],
         rows,
         num_text_columns=len(columns) + several,
-        footnotes=[*(f"{one.experiment} {_compared(one.test)}".lstrip() for one in tests), _rule(confidence_level)]
+        footnotes=[*(f"{one.experiment}/{_compared(one.test)}".removeprefix("/") for one in tests), _rule(confidence_level)]
         if rows
         else [],
     )
