@@ -148,7 +148,7 @@ def test_init_writes_an_experiment_that_can_be_planned(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     experiment = Experiment.from_yaml(tmp_path / "mine.yaml")
     assert experiment.name == "mine"
-    assert len(experiment.runs) == 7
+    assert len(experiment.runs) == 9
     for name in ("null", "1e5", "true"):  # what YAML takes for no text
         assert command("init", name, cwd=tmp_path).returncode == 0
         assert load_experiment(tmp_path / f"{name}.yaml").name == name
