@@ -157,7 +157,7 @@ def write_long_tail_files(folder: Path, result: ReportBundle, all_formats: bool 
     has_calibration = figures["calibration.png"] is not None
     page = loss_report_markdown(scores, long_tail, result.name, result.loss_statements, has_calibration, _probes(result))
     write_text(folder / "longtail.md", page)
-    write_text(folder / "longtail.csv", to_csv(loss_report_frame(long_tail)))
+    write_text(folder / "longtail.csv", to_csv(loss_report_frame(long_tail), digits=4))
     return [folder / "longtail.md", folder / "longtail.csv", *drawn]
 
 

@@ -43,12 +43,12 @@ def table_frame(table: Table) -> pd.DataFrame:
     return pd.DataFrame([[cell.text for cell in row] for row in table.rows], columns=table.column_names)
 
 
-def to_csv(frame: pd.DataFrame) -> str:
-    """The frame with six digits a number; texts that a spreadsheet would run as a formula get a leading quote."""
+def to_csv(frame: pd.DataFrame, digits: int = 6) -> str:
+    """The frame with so many digits a number; texts that a spreadsheet would run as a formula get a leading quote."""
     safe = frame.copy()
     for name in safe.columns:
         if pd.api.types.is_float_dtype(safe[name]):
             safe[name] = safe[name].mask(safe[name].abs() < ROUNDING_NOISE, 0.0)
         elif not pd.api.types.is_numeric_dtype(safe[name]):
             safe[name] = safe[name].map(lambda v: f"'{v}" if isinstance(v, str) and v[:1] in "=+-@\t\r" and v else v)
-    return str(safe.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
+    return str(safe.to_csv(index=False, float_format=f"%.{digits}g", lineterminator="\n"))
