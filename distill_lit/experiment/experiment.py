@@ -316,13 +316,11 @@ class Experiment:
         and into the students' model cards too."""
         from distill_lit.experiment.summary import write_summaries
         from distill_lit.report import build_report_bundle, model_card_sections, render_report
-        from distill_lit.report.paper.known_names import check_report_sections
 
         config = self.resolved_config
         bundle = build_report_bundle(
             self.results_folder, config.analysis, config.name, config.question, config.report, config.hypotheses
         )
-        check_report_sections(bundle.scores, bundle.score_frame, [config])
         render_report(self.results_folder, bundle, all_formats)
         write_summaries(self, bundle.headline, model_card_sections(bundle))
         return bundle

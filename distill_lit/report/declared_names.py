@@ -1,7 +1,7 @@
 """Which names the `report:` section of an experiment may give labels, an order and decimals: those of what it declares."""
 
 import difflib
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from distill_lit.analysis.endpoints import PROBE_ENDPOINTS, PROBE_PREFIX, QUESTION_ENDPOINTS
@@ -15,6 +15,7 @@ from distill_lit.report.paper.quantities import QUANTITIES
 from distill_lit.report.paper.request import GROUP_KEYS, TASK, TASKS, split_list
 from distill_lit.utils.exceptions import UserError, suggest
 
+NEARLY = 0.8  # by difflib's ratio, from which on a name is taken for a misspelt one
 OTHER_DATA = "other data"  # what a variant says of a student without teacher, beside values of the grid
 AFTER_STAGE = "_after_"  # between the name of a student and that of a stage before its last
 FRAME_COLUMNS = ("score", "low", "high", "seed_std", "document_se", "minimum_detectable_effect", "retention", "best")
@@ -33,8 +34,8 @@ COLUMNS = frozenset(
 
 
 def check_report_section(config: ExperimentConfig, tasks: Iterable[str], others: Iterable[str] = ()) -> None:
-    """Raises UserError for a name in `report` that nothing in the experiment has, as one that is misspelt: it would change
-    nothing, and nobody would be told.
+    """Raises UserError for a name in `report` that is nearly, but not, one of the experiment: it would change nothing, and
+    nobody would be told. Names like nothing in it may be of others that share the section, or of values left out today.
 
     tasks: the names of its tasks; others: names of what has been gathered, as of an experiment that was changed since.
     """
@@ -43,18 +44,17 @@ def check_report_section(config: ExperimentConfig, tasks: Iterable[str], others:
         return
     values = _grid_values(config)
     own = [*_models(config), *tasks, *config.evaluation.tasks, *config.evaluation.probes, *shortest_names(values).values()]
-    own += [text for every in values.values() for text in short_texts(every)]
     shown = [*GROUP_KEYS, TASK, TASKS, *ROLE_LABELS, *ROLE_LABELS.values(), *(one.label for one in QUANTITIES.values())]
     known = {name for name in (*own, *shown, *COLUMNS, *_grid_names(values), config.name, *others) if name}
     parts = known | set(report.labels.values())
     for section, names in (("labels", report.labels), ("order", report.order)):
         for name in names:
             if name not in known and not _is_made_of(name, parts) and not _is_earlier_stage(name, known):
-                raise UserError(f"report.{section}: {_unknown(name, own, known)}")
+                _refuse_misspelt(f"report.{section}", name, known)
     columns = COLUMNS | {*others}
     for name in report.decimals:
         if name not in columns:
-            raise UserError(f"report.decimals: {_unknown(name, [*QUANTITIES], columns)}")
+            raise UserError(f"report.decimals: no table has a column {name!r}{suggest(name, QUANTITIES)}")
 
 
 def _models(config: ExperimentConfig) -> Iterator[str]:
@@ -112,8 +112,7 @@ def _is_earlier_stage(name: str, known: Collection[str]) -> bool:
     return AFTER_STAGE in name and name.partition(AFTER_STAGE)[0] in known
 
 
-def _unknown(name: str, own: Sequence[str], known: Collection[str]) -> str:
-    """The names of the experiment are what to choose from; a misspelt one may be any."""
-    choices = {*filter(None, own)}
-    close = difflib.get_close_matches(name, sorted(known), n=1)
-    return f"nothing in this experiment is called {name!r}{suggest(name, {*choices, *close})}"
+def _refuse_misspelt(where: str, name: str, known: Collection[str]) -> None:
+    close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=NEARLY)
+    if close:
+        raise UserError(f"{where}: nothing in this experiment is called {name!r}; did you mean {close[0]!r}?")
