@@ -120,7 +120,7 @@ def _slot_problem(model: Any, prompts: list[list[int]], mask_per_kind: bool) -> 
         note(decoder.step(last()))
         for text, rows in zip(texts, logits, strict=True):
             plain = model(input_ids=torch.tensor([text[:-1]], device=device), use_cache=False).logits[0, -len(rows) :]
-            deviation = relative_error(torch.stack(rows), plain.float())
+            deviation = relative_error(model, torch.stack(rows), plain.float())
             if not deviation <= max_relative_error(model):
                 return f"its logits in slots of a static cache are not those of the whole text (difference {deviation:.2g})"
     except FORWARD_ERRORS as error:
@@ -162,7 +162,7 @@ def _problem(model: Any, prompts: list[list[int]], writing: GenerationMode) -> s
             for prompt, written, logits in _write(model, batch, writing.use_cache):
                 ids = torch.tensor([[*prompt, *written]], device=device)
                 plain = model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1]
-                deviation = relative_error(logits, plain.to(logits.dtype))
+                deviation = relative_error(model, logits, plain.to(logits.dtype))
                 if not deviation <= max_relative_error(model):
                     kind = "in a padded batch" if writing.padded else "with a cache" if writing.use_cache else "alone"
                     return f"its logits while it writes {kind} are not those of the whole text (difference {deviation:.2g})"

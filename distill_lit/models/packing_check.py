@@ -51,13 +51,10 @@ log = logging.getLogger(__name__)
 FORWARD_ERRORS = (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError, AssertionError)
 # relative error of a hidden state from which two are not the same; of sums in another order it is a hundredth
 HIDDEN_STATE_TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}
-LOW_PRECISION_HIDDEN_STATE_TOLERANCE = (
-    0.15  # bfloat16, float16 and int8, of the mean over a document's tokens: one may choose other experts
-)
-ROUNDING_NOISE_MULTIPLE, MIN_TOLERANCE_FRACTION = (
-    20,
-    0.2,
-)  # times what the length of a row alone changes; at least this share of the tolerance
+# bfloat16, float16 and int8, of the mean over a document's tokens: one may choose other experts
+LOW_PRECISION_HIDDEN_STATE_TOLERANCE = 0.15
+# times what the length of a row alone changes; at least this share of the tolerance
+ROUNDING_NOISE_MULTIPLE, MIN_TOLERANCE_FRACTION = 20, 0.2
 PLAIN_INPUTS = ("input_ids", "attention_mask", "position_ids")  # what is read of a batch that is not packed
 MIN_CHECKED_TOKENS = 16  # tokens of a row that is checked
 MIN_KERNEL_TOKENS = 2048  # of a row, from which a kernel is faster than a mask; benchmarks/packed_attention.md
@@ -203,7 +200,9 @@ def _layout_problem(model: Any, documents: list[list[int]], alone: list[Tensor],
         actual = split_by_document(batch, _forward_in_layout(model, batch, layout))
     except FORWARD_ERRORS as error:
         return f"it cannot be read so ({type(error).__name__}: {one_line_message(error)[:200]})"
-    deviation = max(relative_error(actual_document, other) for actual_document, other in zip(actual, alone, strict=True))
+    deviation = max(
+        relative_error(model, actual_document, other) for actual_document, other in zip(actual, alone, strict=True)
+    )
     if deviation <= tolerance:  # NaN is no agreement
         return ""
     layer = _first_layer_apart(model, documents, batch, layout, tolerance)
@@ -229,8 +228,10 @@ def _leaks(model: Any, documents: list[list[int]], layout: str) -> bool:
         run_backbone(model, ForwardPass({"input_ids": torch.tensor([second, beside], device=device)}, torch.ones(0)))[0]
         for beside in (second[::-1], others[1])
     ]
-    deviation = max(relative_error(first_read, other) for first_read, other in zip(read[0][1:], read[1][1:], strict=True))
-    return not deviation <= 2 * relative_error(*company)
+    deviation = max(
+        relative_error(model, first_read, other) for first_read, other in zip(read[0][1:], read[1][1:], strict=True)
+    )
+    return not deviation <= 2 * relative_error(model, *company)
 
 
 def _forward_in_layout(model: Any, batch: PackedBatch, layout: str, states: Activations | None = None) -> Tensor:
@@ -272,7 +273,7 @@ def _check_lm_head(model: Any, text: list[int], hidden: Tensor) -> None:
     usual, width = text_token_ids(model), head.weight.shape[1]
     ours = head.scale_and_cap(head.project(hidden)) if width == hidden.shape[1] else hidden
     is_same = ours.shape == theirs.shape and relative_error(
-        ours[:, usual], theirs[:, usual]
+        model, ours[:, usual], theirs[:, usual]
     ) <= MIN_TOLERANCE_FRACTION * max_relative_error(model)
     if not is_same:
         name = type(model).__name__
@@ -284,7 +285,7 @@ def _tolerance(model: Any, text: list[int], alone: Tensor) -> float:
     by rounding. Raises UserError for a model in which later tokens change earlier ones."""
     half = len(text) // 2
     most = max_relative_error(model)
-    noise = relative_error(_plain_last_hidden_state(model, text[:half]), alone[:half])
+    noise = relative_error(model, _plain_last_hidden_state(model, text[:half]), alone[:half])
     if not noise <= most:
         raise UserError(
             f"{type(model).__name__}: later tokens change what it makes of earlier ones (relative difference {noise:.2g}), "
@@ -299,11 +300,13 @@ def max_relative_error(model: Any) -> float:
     return HIDDEN_STATE_TOLERANCE.get(next(model.parameters()).dtype, LOW_PRECISION_HIDDEN_STATE_TOLERANCE)
 
 
-def relative_error(actual: Tensor, expected: Tensor) -> float:
-    """Relative error of hidden states (T, D): of the worst token, or of the mean in short number formats."""
+def relative_error(model: Any, actual: Tensor, expected: Tensor) -> float:
+    """Relative error of hidden states or logits (T, D) of a model: of the worst token; of the mean in short number formats
+    and with quantized weights, where rounding jumps and single tokens are far apart."""
     wide = actual.dtype if actual.dtype == torch.float64 else torch.float32
     error = (actual.to(wide) - expected.to(wide)).norm(dim=-1) / expected.to(wide).norm(dim=-1).clamp(min=1e-30)
-    return float(error.max() if actual.dtype in HIDDEN_STATE_TOLERANCE else error.mean())
+    is_rounded = max_relative_error(model) == LOW_PRECISION_HIDDEN_STATE_TOLERANCE
+    return float(error.mean() if is_rounded else error.max())
 
 
 def _first_layer_apart(model: Any, documents: list[list[int]], batch: PackedBatch, layout: str, tolerance: float) -> str:
@@ -319,7 +322,10 @@ def _first_layer_apart(model: Any, documents: list[list[int]], batch: PackedBatc
             plain.append(states)
         for number, layer in enumerate(layers):
             pairs = zip(split_by_document(batch, packed[HIDDEN_STATES, number]), plain, strict=True)
-            if not max(relative_error(mine, states[HIDDEN_STATES, number][0]) for mine, states in pairs) <= tolerance:
+            if (
+                not max(relative_error(model, mine, states[HIDDEN_STATES, number][0]) for mine, states in pairs)
+                <= tolerance
+            ):
                 return f"layer {number} ({type(layer).__name__})"
     except (UserError, *FORWARD_ERRORS):
         return "a layer that cannot be told"
