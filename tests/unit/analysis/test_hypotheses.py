@@ -22,8 +22,10 @@ from distill_lit.analysis.hypotheses import (
 from distill_lit.analysis.results import load_results
 from distill_lit.analysis.scores import Scores, compute_scores, macro_difference
 from distill_lit.analysis.significance import holm
+from distill_lit.config import load_experiment
 from distill_lit.config.evaluation import AnalysisConfig
 from distill_lit.config.hypotheses import HypothesisConfig
+from distill_lit.experiment.experiment import Experiment
 from distill_lit.utils.exceptions import UserError
 
 FAST = AnalysisConfig(n_resamples=200)
@@ -250,3 +252,20 @@ def test_damaged_declarations_are_named(tmp_path: Path, text: str) -> None:
     with pytest.raises(UserError, match=r"hypotheses.json: it is damaged"):
         declare(tmp_path, {"a": HOTTER}, FAST, 0, 6)
     assert (tmp_path / "hypotheses.json").read_text() == text
+
+
+def test_models_that_are_there_are_done_whatever_they_are_asked_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where `evaluation.tasks` has changed with the hypotheses: all models are trained, none is evaluated."""
+    monkeypatch.setattr("distill_lit.experiment.completion.is_run_built", lambda run, folder: True)
+    monkeypatch.setattr("distill_lit.experiment.completion.is_run_complete", lambda run, folder: False)
+    path = tmp_path / "x.yaml"
+    path.write_text(
+        'name: x\nteacher: {model: "file:t"}\nstudents: {deep: {num_layers: 2}}\nstudent: deep\n'
+        "objective: {terms: {kl: {kind: forward_kl, weight: 1.0}}}\nevaluation: {tasks: [sciq]}\n"
+        "hypotheses: {h: {claim: c}}\n"
+    )
+    experiment = Experiment(load_experiment(path), root=tmp_path)
+    (declaration,) = experiment.declare_hypotheses().values()
+    assert declaration.runs_done == declaration.runs > 0
