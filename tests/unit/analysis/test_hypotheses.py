@@ -254,7 +254,7 @@ def test_damaged_declarations_are_named(tmp_path: Path, text: str) -> None:
     assert (tmp_path / "hypotheses.json").read_text() == text
 
 
-def test_models_that_are_there_are_done_whatever_they_are_asked_now(
+def test_trained_models_are_done_whatever_they_are_asked_now(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As where `evaluation.tasks` has changed with the hypotheses: all models are trained, none is evaluated."""
