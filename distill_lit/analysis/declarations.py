@@ -3,13 +3,14 @@
 import datetime
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from distill_lit.config.evaluation import AnalysisConfig
 from distill_lit.config.hypotheses import HypothesisConfig, endpoint_of, margin_of
 from distill_lit.config.loading import to_dict
+from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import read_json, write_json
 
 DECLARATIONS_FILE = "hypotheses.json"  # beside the runs and in the results, {digest of a hypothesis: its declaration}
@@ -29,15 +30,32 @@ class Declaration(NamedTuple):
 
 def hypothesis_digest(hypothesis: HypothesisConfig, analysis: AnalysisConfig) -> str:
     """Of all that it claims and by which rule; where the claim is from is no part of it."""
-    rule = {"endpoint": endpoint_of(hypothesis, analysis), "margin": margin_of(hypothesis, analysis)}
+    try:
+        margin: float | None = margin_of(hypothesis, analysis)
+    except UserError:  # by another endpoint than declared, of which nobody has said what matters
+        margin = None
+    rule = {"endpoint": endpoint_of(hypothesis, analysis), "margin": margin}
     text = json.dumps({**to_dict(hypothesis), **rule, "paper": ""}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def read_declarations(folder: Path) -> dict[str, Declaration]:
-    """{digest: declaration} of a folder; empty where none was ever declared."""
+    """{digest: declaration} of a folder; empty where none was ever declared. Raises UserError where the file is damaged, as
+    a claim that was declared before the run would else seem to be from after it."""
     path = folder / DECLARATIONS_FILE
-    return {digest: Declaration(**facts) for digest, facts in read_json(path).items()} if path.is_file() else {}
+    try:
+        found = read_json(path) if path.is_file() else {}
+        known = {str(digest): Declaration(**facts) for digest, facts in found.items()}
+        _check_types(known.values())
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: it is damaged; restore it, or remove it to have all declared as of now") from error
+    return known
+
+
+def _check_types(declarations: Iterable[Declaration]) -> None:
+    for one in declarations:
+        if not all(isinstance(value, kind) for value, kind in zip(one, (str, str, int, int), strict=True)):
+            raise TypeError(one)
 
 
 def declare(

@@ -7,7 +7,7 @@ Lakens 2017 (equivalence), Piaggio et al. 2012 (non-inferiority).
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -25,8 +25,9 @@ from distill_lit.analysis.endpoints import (
 )
 from distill_lit.analysis.results import has_different_validation_data, has_several_teachers
 from distill_lit.analysis.scores import Contrast, Scores
-from distill_lit.analysis.significance import Interval, holm
+from distill_lit.analysis.significance import REPLICATE_TOLERANCE, Interval, holm
 from distill_lit.config.hypotheses import HypothesisConfig, endpoint_of, margin_of
+from distill_lit.utils.exceptions import UserError
 
 AGREES, CONTRADICTS, UNDECIDED, NOT_TESTED = "agrees", "contradicts", "undecided", "not tested"
 MIN_SEEDS = 3  # of a claim: two say too little of how much others would differ
@@ -46,7 +47,7 @@ class HypothesisTest:
     gains, in the unit of the endpoint (a share, for points); where less is better, negative ones are better. p: twice that
     of the one-sided test that decides, since either may; p_adjusted: after Holm over the hypotheses. detectable: the
     smallest distance from the border of the region that is found with 80% power. factor: how many times the documents and
-    seeds would find the distance that was seen. reason: in words, of NOT_TESTED, and of UNDECIDED in spite of p_adjusted.
+    seeds would find the distance that was seen, and give three seeds. reason: in words, of NOT_TESTED, and of UNDECIDED in spite of p_adjusted.
     """
 
     name: str
@@ -71,6 +72,7 @@ class _Estimated:
 
     pairs: tuple[tuple[str, str], ...] = ()
     estimate: CrossedEstimate = NONE
+    margin: float = float("nan")
     p_for: float = float("nan")
     p_against: float = float("nan")
     reason: str = ""
@@ -78,22 +80,24 @@ class _Estimated:
     @property
     def p(self) -> float:
         """That the border lies where the difference is, two-sided."""
-        return float(min(1.0, 2 * min(self.p_for, self.p_against)))
+        return float(np.minimum(1.0, 2 * np.minimum(self.p_for, self.p_against)))
 
 
 def run_hypothesis_tests(scores: Scores, hypotheses: Mapping[str, HypothesisConfig]) -> list[HypothesisTest]:
     """A test of each, in the order of the config. scores: by the metrics of the tasks."""
     found = {name: _estimated(scores, hypothesis) for name, hypothesis in hypotheses.items()}
-    known = {name: one.p for name, one in found.items() if not one.reason}
+    known = {name: one.p for name, one in found.items() if not np.isnan(one.p)}
     adjusted = dict(zip(known, map(float, holm(list(known.values()))), strict=True))
     level = scores.analysis.alpha / max(len(known), 1)
     tests = []
     for name, hypothesis in hypotheses.items():
         one, endpoint = found[name], endpoint_of(hypothesis, scores.analysis)
-        margin, interval = margin_of(hypothesis, scores.analysis), one.estimate.interval(scores.analysis.confidence_level)
+        margin, interval = one.margin, one.estimate.interval(scores.analysis.confidence_level)
         detectable, p = one.estimate.detectable(level), adjusted.get(name, float("nan"))
         distance = _distance(one.estimate.value, hypothesis.expect, margin, ENDPOINTS[endpoint].higher_is_better)
         factor = (detectable / distance) ** 2 if distance > 0 else float("inf")
+        if one.estimate.num_seeds < MIN_SEEDS:
+            factor = max(factor, MIN_SEEDS / max(one.estimate.num_seeds, 1))
         outcome = _outcome(one, p <= scores.analysis.alpha, distance >= detectable)
         facts = (name, hypothesis, ENDPOINTS[endpoint], endpoint.startswith(PROBE_PREFIX), margin)
         seeds = one.estimate.num_seeds
@@ -105,16 +109,22 @@ def _estimated(scores: Scores, hypothesis: HypothesisConfig) -> _Estimated:
     endpoint = endpoint_of(hypothesis, scores.analysis)
     labels: tuple[tuple[str, str], ...] = ()
     try:
-        pairs = compared_pairs(scores.groups, hypothesis)
+        margin = margin_of(hypothesis, scores.analysis)
+        pairs = compared_pairs(scores.groups, hypothesis, scores.results.short_grid_values)
         labels = tuple((scores.groups[one].label, scores.groups[other].label) for one, other in pairs)
         contrast = mean_contrast(scores.groups, pairs, hypothesis.measure)
         estimate = _contrast_by(scores, contrast, endpoint, hypothesis.tasks)
-    except NotTestable as error:
+        estimate = replace(estimate, num_seeds=_fewest_seeds(scores, contrast))
+    except (NotTestable, UserError) as error:
         return _Estimated(labels, reason=str(error))
-    margin = margin_of(hypothesis, scores.analysis)
     return _Estimated(
-        labels, estimate, *_region_p(estimate, hypothesis.expect, margin, ENDPOINTS[endpoint].higher_is_better)
+        labels, estimate, margin, *_region_p(estimate, hypothesis.expect, margin, ENDPOINTS[endpoint].higher_is_better)
     )
+
+
+def _fewest_seeds(scores: Scores, contrast: Contrast) -> int:
+    """Of the models that have seeds: one that has a single seed is compared with each of another's, but stays one."""
+    return min((len(scores.groups[g].seeds) for g in contrast if scores.groups[g].seeds), default=1)
 
 
 def _contrast_by(scores: Scores, contrast: Contrast, endpoint: str, tasks: list[str]) -> CrossedEstimate:
@@ -143,6 +153,7 @@ def _contrast_by(scores: Scores, contrast: Contrast, endpoint: str, tasks: list[
 def _validation_estimate(scores: Scores, contrast: Contrast, column: str) -> CrossedEstimate:
     """By a column of runs.csv, a value a model. Seeds alone vary: all models are validated on the same text."""
     runs = scores.results.runs
+    runs = runs[runs["model"].isin([model for g in contrast for model in scores.groups[g].models])]
     if has_different_validation_data(runs):
         raise NotTestable("students are validated on different text")
     if column == VALIDATION_KL.name and has_several_teachers(runs):
@@ -154,8 +165,8 @@ def _validation_estimate(scores: Scores, contrast: Contrast, column: str) -> Cro
         raise NotTestable("some of its models were not validated")
     seeds = min(block.shape[1] for block in blocks)
     value = float(sum(block.mean() for block in blocks))
-    if seeds < 2:
-        return CrossedEstimate(value, NOT_KNOWN, NOT_KNOWN, NOT_KNOWN, seeds)
+    if seeds < 2 or all(np.ptp(block) < REPLICATE_TOLERANCE for block in blocks):  # seeds that change nothing are one
+        return CrossedEstimate(value, NOT_KNOWN, NOT_KNOWN, NOT_KNOWN, 1)
     none = Component(0.0, float("inf"))
     spread = Component(sum(float(block.var(ddof=1)) / block.shape[1] for block in blocks), seeds - 1)
     return CrossedEstimate(value, none, spread, none, seeds)
@@ -192,6 +203,8 @@ def _outcome(one: _Estimated, is_significant: bool, is_detectable: bool) -> tupl
     if one.reason:
         return NOT_TESTED, one.reason
     seeds = one.estimate.num_seeds
+    if np.isnan(one.p):
+        return UNDECIDED, f"nothing says how much others would differ; a claim needs {MIN_SEEDS} seeds"
     if not is_significant:
         return UNDECIDED, ""
     if seeds < MIN_SEEDS:

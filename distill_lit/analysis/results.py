@@ -54,6 +54,13 @@ class Results:
             return {}
         return found if isinstance(found, dict) else {}
 
+    @cached_property
+    def short_grid_values(self) -> dict[str, dict[str, str]]:
+        """{grid.KEY: {its value as runs.csv has it: as the tables call it}} of axes whose values are mappings."""
+        runs = pd.read_csv(self.folder / "runs.csv", dtype=str, keep_default_na=False, na_values=[""])
+        found = {name: _short_mappings(runs[name]) for name in runs.columns if name.startswith("grid.")}
+        return {name: short for name, short in found.items() if short}
+
     @property
     def uses_corpus_word_counts(self) -> bool:
         """Whether the distillation corpus is large enough to tell rare words from those it happens not to hold."""
@@ -190,10 +197,20 @@ def load_runs_table(path: Path) -> pd.DataFrame:
 
 def _with_short_mappings(column: pd.Series) -> pd.Series:
     """An axis of the grid whose values are mappings, by what differs between them."""
-    cells = {cell: cell.split(GRID_VALUE_SEPARATOR) for cell in column.dropna().unique() if cell.startswith("{")}
-    texts = list(dict.fromkeys(text for parts in cells.values() for text in parts))
-    short = dict(zip(texts, short_texts(_from_yaml(text) for text in texts), strict=True))
+    short = _short_mappings(column)
+    cells = {cell: cell.split(GRID_VALUE_SEPARATOR) for cell in _mapping_cells(column)}
     return column.replace({cell: GRID_VALUE_SEPARATOR.join(short[text] for text in parts) for cell, parts in cells.items()})
+
+
+def _short_mappings(column: pd.Series) -> dict[str, str]:
+    """{value of an axis: what differs between it and the others}, where it is a mapping."""
+    cells = _mapping_cells(column)
+    texts = list(dict.fromkeys(text for cell in cells for text in cell.split(GRID_VALUE_SEPARATOR)))
+    return dict(zip(texts, short_texts(_from_yaml(text) for text in texts), strict=True))
+
+
+def _mapping_cells(column: pd.Series) -> list[str]:
+    return [cell for cell in column.dropna().unique() if cell.startswith("{")]
 
 
 def _from_yaml(text: str) -> Any:

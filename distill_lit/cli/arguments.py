@@ -91,7 +91,7 @@ def find_results(path: Path, overrides: list[str]) -> "tuple[Path, ExperimentCon
     if path.is_dir():
         if not (path / "plan.yaml").is_file():
             raise UserError(f"{path}: no plan.yaml and records.parquet in it, so it is no results folder")
-        return path, load_experiment(path / "plan.yaml", overrides)
+        return path, load_experiment(path / "plan.yaml", overrides, must_test=False)
     if not path.is_file():
         raise UserError(f"{path}: neither a results folder nor an experiment file")
     config = load_experiment(path, overrides)

@@ -141,6 +141,15 @@ def value_text(value: Any) -> str:
     return str(value)
 
 
+def comparable_text(value: Any) -> str:
+    """`value_text`, of numbers as `runs.csv` has them, with six digits: 1, 1.0 and the text 1.0 are one value."""
+    text = value_text(value)
+    try:
+        return text if isinstance(value, bool) else f"{float(text):.6g}"
+    except ValueError:
+        return text
+
+
 def short_texts(values: Iterable[Any]) -> list[str]:
     """`value_text` of the values of one axis, mappings without what they all have alike; of a single key that differs its
     value alone, where that tells them apart."""

@@ -16,13 +16,14 @@ A claim is about every pair of models that differ as it says, on the average ove
 2018; claims as regions of a difference: Lakens 2017 (equivalence), Piaggio et al. 2012 (non-inferiority).
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
 from distill_lit.config.evaluation import AnalysisConfig, EndpointName
 from distill_lit.config.fields import Float, Text, config_section
+from distill_lit.config.grid_points import comparable_text
 from distill_lit.utils.exceptions import UserError
 
 Opponent = Literal["without_teacher", "before_training", "teacher"]
@@ -86,6 +87,8 @@ def endpoint_of(hypothesis: HypothesisConfig, analysis: AnalysisConfig) -> str:
 
 def margin_of(hypothesis: HypothesisConfig, analysis: AnalysisConfig) -> float:
     """The difference that matters. Raises UserError where it must be said and is not."""
+    if hypothesis.margin == 0 and hypothesis.expect == "equal":
+        raise UserError("margin: 0 expects what no result can show; say up to which difference models are equal")
     if hypothesis.margin is not None:
         return hypothesis.margin
     if hypothesis.expect not in NEEDS_MARGIN:
@@ -102,6 +105,7 @@ def axis_named(name: str, axes: Iterable[str]) -> str | None:
     return name if name in ends else ends[0] if len(ends) == 1 else None
 
 
-def values_of(value: Any) -> list[Any]:
-    """The values that a key of `models` may have: those of a list, or the only one."""
-    return value if isinstance(value, list) else [value]
+def values_of(value: Any, known: Collection[str] = ()) -> list[Any]:
+    """The values that a key of `models` may have: those of a list, or the only one. known: `comparable_text` of the values
+    of that key; a list that is one of them is a single value."""
+    return value if isinstance(value, list) and comparable_text(value) not in known else [value]

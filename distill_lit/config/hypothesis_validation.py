@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from distill_lit.config.grid_points import grid_points, shortest_names, value_text
+from distill_lit.config.grid_points import Point, comparable_text, grid_points, shortest_names, value_text
 from distill_lit.config.hypotheses import (
     BASELINE_OF,
     COMPARED_ROLES,
@@ -19,24 +19,32 @@ from distill_lit.config.hypotheses import (
 from distill_lit.config.schema import ExperimentConfig
 from distill_lit.utils.exceptions import UserError, suggest
 
+SEED = "seed"
+Known = dict[str, dict[str, str]]  # {key of the grid, student or role: {`comparable_text` of a value: the value in words}}
+
 
 def untestable_hypotheses(config: ExperimentConfig) -> dict[str, str]:
     """{name: why} of those that no result of the experiment could decide."""
-    known: dict[str, dict[str, None]] = {STUDENT: dict.fromkeys(config.students), ROLE: dict.fromkeys(COMPARED_ROLES)}
-    for point in grid_points(config.grid) if config.hypotheses else ():
+    points = grid_points(config.grid) if config.hypotheses else []
+    known: Known = {ROLE: {role: role for role in COMPARED_ROLES}}
+    if not any(STUDENT in point for point in points):
+        known[STUDENT] = {comparable_text(name): name for name in config.students}
+    for point in points:
         for key, value in point.items():
-            known.setdefault(key, {})[value_text(value)] = None
+            known.setdefault(key, {})[comparable_text(value)] = value_text(value)
+    known.pop(SEED, None)
     found = {}
     for name, hypothesis in config.hypotheses.items():
         try:
-            _check(f"hypotheses.{name}", hypothesis, config, {key: list(values) for key, values in known.items()})
+            _check(f"hypotheses.{name}", hypothesis, config, known)
+            _check_points(f"hypotheses.{name}", hypothesis, points, known)
         except UserError as error:
             found[name] = str(error)
     return found
 
 
-def _check(where: str, hypothesis: HypothesisConfig, config: ExperimentConfig, known: Mapping[str, list[str]]) -> None:
-    if not hypothesis.claim:
+def _check(where: str, hypothesis: HypothesisConfig, config: ExperimentConfig, known: Known) -> None:
+    if not hypothesis.claim.strip():
         raise UserError(f"{where}.claim: it is required and has no value")
     _check_selection(f"{where}.models", hypothesis.models, known)
     if isinstance(hypothesis.against, dict):
@@ -44,6 +52,7 @@ def _check(where: str, hypothesis: HypothesisConfig, config: ExperimentConfig, k
     missing = sorted(_needed_baselines(hypothesis) - set(config.baselines))
     if missing:
         raise UserError(f"{where}: it needs {missing[0]} in baselines")
+    _check_opponent(where, hypothesis)
     _check_endpoint(where, hypothesis, config)
     try:
         margin_of(hypothesis, config.analysis)
@@ -61,22 +70,61 @@ def _needed_baselines(hypothesis: HypothesisConfig) -> set[str]:
     return (needed | {str(role) for role in roles}) - {"distilled"}
 
 
-def _check_selection(where: str, selection: Mapping[str, Any], known: Mapping[str, list[str]]) -> None:
+def _check_opponent(where: str, hypothesis: HypothesisConfig) -> None:
+    """Refuses what would compare models with themselves, or the teacher by what it has not."""
+    if isinstance(hypothesis.against, dict):
+        return
+    roles = values_of(hypothesis.models.get(ROLE, ["distilled"]))
+    if all(role == BASELINE_OF[hypothesis.against] for role in roles):
+        raise UserError(f"{where}.against: {hypothesis.against} is what its models are, so each would be its own opponent")
+    if hypothesis.against == "teacher" and hypothesis.measure == "gain":
+        raise UserError(f"{where}.measure: the teacher has no gain, as nothing is trained without itself")
+
+
+def _check_selection(where: str, selection: Mapping[str, Any], known: Known) -> None:
     for name, value in selection.items():
+        if name == SEED:
+            raise UserError(f"{where}: every hypothesis is about the average over seeds")
         axis = axis_named(str(name), known)
         if axis is None:
             raise UserError(f"{where}: {name!r} is no key of the grid{suggest(str(name), shortest_names(known).values())}")
-        for one in values_of(value):
-            if value_text(one) not in known[axis]:
-                raise UserError(f"{where}.{name}: no model has {one!r}{suggest(str(one), known[axis])}")
+        if value == []:
+            raise UserError(f"{where}.{name}: [] is no value{suggest('', known[axis].values())}")
+        for one in values_of(value, known[axis]):
+            if comparable_text(one) not in known[axis]:
+                raise UserError(f"{where}.{name}: no model has {one!r}{suggest(str(one), known[axis].values())}")
 
 
-def _check_changes(where: str, changes: Mapping[str, Any], known: Mapping[str, list[str]]) -> None:
+def _check_changes(where: str, changes: Mapping[str, Any], known: Known) -> None:
     if not changes:
         raise UserError(f"{where}: {{}} changes nothing, so each model would be compared with itself")
     _check_selection(where, changes, known)
-    if any(isinstance(value, list) for value in changes.values()):
+    if any(len(values) > 1 for values in _wanted(changes, known).values()):
         raise UserError(f"{where}: one value for each key, since each model has one opponent")
+
+
+def _wanted(selection: Mapping[str, Any], known: Known) -> dict[str, list[str]]:
+    """{key of the grid, student or role: the values that are wanted of it}."""
+    axes = {axis_named(str(name), known): value for name, value in selection.items()}
+    return {axis: [comparable_text(one) for one in values_of(value, known[axis])] for axis, value in axes.items() if axis}
+
+
+def _check_points(where: str, hypothesis: HypothesisConfig, points: list[Point], known: Known) -> None:
+    """Refuses distilled models and opponents that the grid does not plan, as combinations that it excludes."""
+    against = hypothesis.against if isinstance(hypothesis.against, dict) else {}
+    wanted, changes = _wanted(hypothesis.models, known), _wanted(against, known)
+    roles = {*wanted.pop(ROLE, ["distilled"]), *changes.pop(ROLE, ["distilled"])}
+    texts = [{key: comparable_text(value) for key, value in point.items() if key != SEED} for point in points]
+    if roles != {"distilled"} or not all(key in own for own in texts for key in (*wanted, *changes)):
+        return
+    chosen = [own for own in texts if all(own[key] in values for key, values in wanted.items())]
+    if not chosen:
+        raise UserError(f"{where}.models: no point of the grid has all of these values")
+    changed = [own | {key: values[0] for key, values in changes.items()} for own in chosen]
+    if against and changed == chosen:
+        raise UserError(f"{where}.against: its models have these values, so each would be compared with itself")
+    if against and not any(other in texts for own, other in zip(chosen, changed, strict=True) if own != other):
+        raise UserError(f"{where}.against: no point of the grid differs by this alone; name all that differs")
 
 
 def _check_endpoint(where: str, hypothesis: HypothesisConfig, config: ExperimentConfig) -> None:
@@ -84,11 +132,15 @@ def _check_endpoint(where: str, hypothesis: HypothesisConfig, config: Experiment
     if endpoint in VALIDATION_ENDPOINTS:
         if hypothesis.tasks:
             raise UserError(f"{where}.tasks: {endpoint} is of the corpus, not of tasks")
+        if hypothesis.against == "teacher":
+            raise UserError(f"{where}.endpoint: {endpoint} is measured on students, not on the teacher")
         return
     is_probe = endpoint.startswith("probe_")
     known = list(config.evaluation.probes if is_probe else config.evaluation.tasks)
     if not known:
         raise UserError(f"{where}: {endpoint} needs evaluation.{'probes' if is_probe else 'tasks'}, and there are none")
+    if len(set(hypothesis.tasks)) < len(hypothesis.tasks):
+        raise UserError(f"{where}.tasks: {max(hypothesis.tasks, key=hypothesis.tasks.count)} stands there twice")
     for task in hypothesis.tasks:
         if task not in known:
             raise UserError(f"{where}.tasks: nothing that is evaluated is called {task!r}{suggest(task, known)}")

@@ -43,18 +43,20 @@ class Layer(NamedTuple):
     tree: Tree
 
 
-def load_experiment(path: Path, overrides: list[str] | None = None) -> ExperimentConfig:
+def load_experiment(path: Path, overrides: list[str] | None = None, must_test: bool = True) -> ExperimentConfig:
     """The checked experiment in `path`, or a shipped one by its name, with `key=value` overrides.
 
-    Raises UserError for anything wrong in it.
+    must_test: whether its hypotheses must be such that it can test them; not those of results, whose grid overrides may
+    have made smaller. Raises UserError for anything wrong in it.
     """
     layers = _compose(find_experiment(path), ())
     config = _load(ExperimentConfig, layers, overrides or [])
     validate_config(config)
-    untestable = untestable_hypotheses(config)
+    untestable = untestable_hypotheses(config) if must_test else {}
     if untestable and overrides:  # which may take away what a hypothesis of the file is about; then it is not tested
         own = [override for override in overrides if override.startswith("hypotheses")]
-        untestable = untestable_hypotheses(_load(ExperimentConfig, layers, own))
+        written = untestable_hypotheses(_load(ExperimentConfig, layers, own))
+        untestable = {name: problem for name, problem in written.items() if name in untestable}
     for problem in untestable.values():
         raise UserError(problem)
     return config

@@ -225,11 +225,12 @@ class Experiment:
     def declare_hypotheses(self) -> "dict[str, Declaration]":
         """Notes those that are new beside the runs, with how many of these are done; all that were ever declared."""
         from distill_lit.analysis.declarations import declare
-        from distill_lit.experiment.completion import is_run_complete
+        from distill_lit.experiment.completion import is_run_built, is_run_complete
 
         if not self.config.hypotheses:
             return {}
-        done = sum(is_run_complete(run, self.folder_of(run)) for run in self.models)
+        folders = [(run, self.folder_of(run)) for run in self.models]  # a model is done though it is asked other tasks now
+        done = sum(is_run_built(run, folder) or is_run_complete(run, folder) for run, folder in folders)
         return declare(self.runs_folder, self.config.hypotheses, self.config.analysis, done, len(self.models))
 
     def runs_with_dependencies(self, roles: Collection[Role]) -> list[Run]:

@@ -42,8 +42,8 @@ def run(options: argparse.Namespace, console: Console) -> int:
         return _report_experiment(options, console)
     if not (folder / "plan.yaml").is_file() or not (folder / "records.parquet").is_file():
         raise UserError(f"{folder}: no plan.yaml and records.parquet in it, so it is no results folder")
-    config = load_experiment(folder / "plan.yaml", options.overrides)
-    declared = load_experiment(folder / "plan.yaml", []).analysis.primary_endpoint
+    config = load_experiment(folder / "plan.yaml", options.overrides, must_test=False)
+    declared = load_experiment(folder / "plan.yaml", [], must_test=False).analysis.primary_endpoint
     if config.analysis.primary_endpoint != declared:
         raise UserError(
             f"analysis.primary_endpoint: it was declared before the run, as {declared}; all others are in endpoints.csv"

@@ -1,5 +1,6 @@
 """What was declared before the run, and what the results say of it."""
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -71,7 +72,8 @@ def describe_outcome(test: HypothesisTest) -> str:
     if test.outcome == UNDECIDED and np.isfinite(test.factor):
         if test.factor > MAX_FACTOR:
             return f"{test.outcome}: over {MAX_FACTOR} times the documents and seeds would not decide it"
-        return f"{test.outcome}: about {test.factor:.0f} times the documents and seeds would decide it"
+        times = max(2, math.ceil(test.factor))
+        return f"{test.outcome}: about {times} times the documents and seeds would decide it"
     return test.outcome
 
 

@@ -1,5 +1,6 @@
 """Declared hypotheses: which models are compared, regions and their tests, what a claim needs, and when it was declared."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +22,11 @@ from distill_lit.analysis.hypotheses import (
 from distill_lit.analysis.results import load_results
 from distill_lit.analysis.scores import Scores, compute_scores, macro_difference
 from distill_lit.analysis.significance import holm
+from distill_lit.config import load_experiment
 from distill_lit.config.evaluation import AnalysisConfig
 from distill_lit.config.hypotheses import HypothesisConfig
+from distill_lit.experiment.experiment import Experiment
+from distill_lit.utils.exceptions import UserError
 
 FAST = AnalysisConfig(n_resamples=200)
 HOTTER = HypothesisConfig(claim="hotter is better", models={"temperature": 2}, against={"temperature": 1})
@@ -169,3 +173,99 @@ def test_what_is_changed_after_runs_are_done_says_so(tmp_path: Path) -> None:
     assert describe_declaration(known.get(hypothesis_digest(HOTTER, other))) == "after the run"
     cited = HypothesisConfig(claim=HOTTER.claim, models=HOTTER.models, against=HOTTER.against, paper="arXiv:1503.02531")
     assert hypothesis_digest(cited, FAST) == hypothesis_digest(HOTTER, FAST)
+
+
+def test_numbers_of_the_grid_are_those_of_the_table(grid: Scores) -> None:
+    for number in (2.0, "2.0", [2.0]):
+        test = only(grid, models={"temperature": number, "weight": 0.5}, against={"temperature": 1.0})
+        assert [label for label, _ in test.pairs] == ["deep distilled (temperature=2, weight=0.5)"]
+
+
+def with_axis(tmp_path: Path, name: str, values: dict[str, str]) -> Scores:
+    """The students of `build_grid`, with another axis for their temperature: {temperature: value as runs.csv has it}."""
+    right = {("deep", temperature, "0.5"): [10 + 9 * i] * 3 for i, temperature in enumerate(values)}
+    folder = build_grid(tmp_path, right)
+    runs = pd.read_csv(folder / "runs.csv", dtype=str)
+    runs[name] = runs.pop("grid.objective.terms.kl.temperature").map(values)
+    runs.to_csv(folder / "runs.csv", index=False)
+    return compute_scores(load_results(folder), FAST)
+
+
+def test_values_that_are_mappings_lists_or_null(tmp_path: Path) -> None:
+    mappings = with_axis(tmp_path / "m", "grid.teacher", {"1": "{model: file:t, dtype: float32}",
+                                                          "2": "{model: file:u, dtype: float32}"})  # fmt: skip
+    one, other = ({"teacher": {"model": f"file:{name}", "dtype": "float32"}} for name in "ut")
+    assert only(mappings, models=one, against=other).difference.value * 100 == pytest.approx(9 / 40 / 0.75 * 100)
+    lists = with_axis(tmp_path / "l", "grid.students.deep.layers", {"1": "[0, 1]", "2": "[0, 2]"})
+    assert len(only(lists, models={"layers": [0, 2]}, against={"layers": [0, 1]}).pairs) == 1
+    assert len(only(lists, models={"layers": [[0, 2], [0, 1]]}, against="teacher").pairs) == 2
+    nulls = with_axis(tmp_path / "n", "grid.training.seconds", {"1": "", "2": "3"})
+    assert len(only(nulls, models={"seconds": 3}, against={"seconds": None}).pairs) == 1
+    assert len(only(nulls, models={"seconds": None}, against="teacher").pairs) == 1
+
+
+def test_a_baseline_is_found_by_a_value_for_which_it_stands(grid: Scores) -> None:
+    test = only(grid, models={"role": "ce_only", "temperature": 2, "student": "deep"}, against="teacher")
+    assert test.pairs == (("deep without teacher", "teacher"),)
+
+
+def test_an_opponent_of_one_seed_counts_as_one(tmp_path: Path) -> None:
+    folder = build_grid(tmp_path, {("deep", "1", "0.5"): [5], ("deep", "2", "0.5"): [39, 38, 39]})
+    test = only(compute_scores(load_results(folder), FAST), models={"temperature": 2}, against={"temperature": 1})
+    assert (test.num_seeds, test.outcome, test.factor >= 3) == (1, UNDECIDED, True)
+
+
+def test_what_has_no_spread_has_no_p_and_is_not_counted(tmp_path: Path) -> None:
+    for name, values in (("one", [-0.1]), ("same", [-0.1, -0.1, -0.1])):
+        scores = with_losses(tmp_path / name, values)
+        loss, other = HypothesisConfig(claim="c", endpoint="val_ce"), HypothesisConfig(claim="c")
+        first, second = run_hypothesis_tests(scores, {"loss": loss, "other": other})
+        assert (first.outcome, np.isnan(first.p), np.isnan(first.p_adjusted)) == (UNDECIDED, True, True)
+        assert "nothing says how much others would differ" in first.reason
+        assert second.p_adjusted == second.p
+
+
+def test_models_that_are_not_compared_may_have_another_teacher(tmp_path: Path) -> None:
+    scores = with_losses(tmp_path, [-0.11, -0.07, -0.1])
+    runs = scores.results.runs
+    runs["val_kl"] = runs["val_ce"]
+    is_compared = runs["role"].isin(["distilled", "ce_only"])
+    runs["val_teacher_nll"], runs["validation_data_fingerprint"] = np.where(is_compared, 2.9, 3.7), "a"
+    assert not only(scores, endpoint="val_kl").reason
+    assert only(scores, endpoint="val_kl", against="before_training").reason == "KLs to different teachers do not compare"
+    runs.loc[~is_compared, "validation_data_fingerprint"] = "b"
+    assert not only(scores, endpoint="val_ce").reason
+    assert only(scores, endpoint="val_ce", against="before_training").reason == "students are validated on different text"
+
+
+def test_an_endpoint_of_unknown_margin_is_not_tested(two: Scores, tmp_path: Path) -> None:
+    by_margin = dataclasses.replace(two, analysis=AnalysisConfig(n_resamples=200, primary_endpoint="margin"))
+    test = only(by_margin, expect="equal")
+    assert (test.outcome, test.reason) == (NOT_TESTED, "margin: needed to expect equal by margin, in its unit")
+    assert len(declare(tmp_path, {"h": test.hypothesis}, by_margin.analysis, 0, 1)) == 1
+
+
+@pytest.mark.parametrize("text", ["[", "[]", "3", '{"a": 3}', '{"a": {"name": "h"}}',
+                                  '{"a": {"name": "h", "on": 3, "runs_done": null, "runs": 1}}'])  # fmt: skip
+def test_damaged_declarations_are_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "hypotheses.json").write_text(text)
+    with pytest.raises(UserError, match=r"hypotheses.json: it is damaged"):
+        declare(tmp_path, {"a": HOTTER}, FAST, 0, 6)
+    assert (tmp_path / "hypotheses.json").read_text() == text
+
+
+def test_trained_models_are_done_whatever_they_are_asked_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where `evaluation.tasks` has changed with the hypotheses: all models are trained, none is evaluated."""
+    monkeypatch.setattr("distill_lit.experiment.completion.is_run_built", lambda run, folder: True)
+    monkeypatch.setattr("distill_lit.experiment.completion.is_run_complete", lambda run, folder: False)
+    path = tmp_path / "x.yaml"
+    path.write_text(
+        'name: x\nteacher: {model: "file:t"}\nstudents: {deep: {num_layers: 2}}\nstudent: deep\n'
+        "objective: {terms: {kl: {kind: forward_kl, weight: 1.0}}}\nevaluation: {tasks: [sciq]}\n"
+        "hypotheses: {h: {claim: c}}\n"
+    )
+    experiment = Experiment(load_experiment(path), root=tmp_path)
+    (declaration,) = experiment.declare_hypotheses().values()
+    assert declaration.runs_done == declaration.runs > 0

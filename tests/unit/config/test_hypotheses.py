@@ -30,6 +30,15 @@ DIVERGENCES = ROOT / "experiments/divergences.yaml"
         ("{claim: c, endpoint: margin, expect: equal}", r"h.margin: needed to expect equal by margin"),
         ("{claim: c, margin: -1.0}", r"h.margin"),
         ("{claim: c, models: {role: teacher}}", r"h.models.role: no model has 'teacher'"),
+        ("{claim: ' '}", r"h.claim: it is required"),
+        ("{claim: c, models: {kind: []}}", r"h.models.kind: \[\] is no value"),
+        ("{claim: c, models: {seed: 0}}", r"h.models: every hypothesis is about the average over seeds"),
+        ("{claim: c, models: {kind: adaptive_kl}, against: {kind: adaptive_kl}}", r"h.against: .* compared with itself"),
+        ("{claim: c, models: {role: ce_only}}", r"h.against: without_teacher is what its models are"),
+        ("{claim: c, tasks: [sciq, sciq]}", r"h.tasks: sciq stands there twice"),
+        ("{claim: c, expect: equal, margin: 0.0}", r"h.margin: 0 expects what no result can show"),
+        ("{claim: c, measure: gain, against: teacher}", r"h.measure: the teacher has no gain"),
+        ("{claim: c, endpoint: val_ce, against: teacher}", r"h.endpoint: val_ce is measured on students"),
     ],
 )
 def test_what_cannot_be_decided_is_refused(fields: str, words: str) -> None:
@@ -51,3 +60,48 @@ def test_no_run_depends_on_them_and_results_keep_them(tmp_path: Path) -> None:
     assert [run.name for run in plan_runs(plain)] == [run.name for run in plan_runs(declared)]
     (tmp_path / "plan.yaml").write_text(to_yaml(declared))
     assert load_experiment(tmp_path / "plan.yaml").hypotheses == declared.hypotheses != {}
+
+
+PLAN = """
+name: x
+teacher: {model: "file:t"}
+students: {deep: {num_layers: 2}, wide: {num_layers: 3}, left: {num_layers: 4}}
+evaluation: {tasks: [sciq]}
+"""
+
+
+@pytest.mark.parametrize(
+    ("grid", "hypothesis", "words"),
+    [
+        ("student: [deep, wide]", "models: {student: left}", "no model has 'left'; choose from deep, wide"),
+        ("student: [deep, wide], training.seconds: [1, 2], exclude: [{student: wide, training.seconds: 2}]",
+         "models: {student: wide, seconds: 2}", "h.models: no point of the grid has all of these values"),
+        ("'student, training.learning_rate': [[deep, 0.1], [wide, 0.2]]",
+         "models: {student: deep}, against: {student: wide}", "h.against: no point of the grid differs by this alone"),
+    ],
+)  # fmt: skip
+def test_models_that_the_grid_does_not_plan_are_refused(tmp_path: Path, grid: str, hypothesis: str, words: str) -> None:
+    (tmp_path / "x.yaml").write_text(f"{PLAN}grid: {{{grid}}}\nhypotheses: {{h: {{claim: c, {hypothesis}}}}}\n")
+    with pytest.raises(UserError, match=words):
+        load_experiment(tmp_path / "x.yaml")
+
+
+@pytest.mark.parametrize(
+    ("axis", "one", "other"),
+    [
+        ("objective.terms.kl.temperature: [1.0, 2.0]", "temperature: 2", "temperature: 1"),
+        ("students.deep.layers: [[0, 1], [1, 2]]", "layers: [0, 1]", "layers: [1, 2]"),
+        ("training.gradient_checkpointing: [true, false]", "gradient_checkpointing: true", "gradient_checkpointing: false"),
+    ],
+)
+def test_values_of_the_grid_may_be_of_any_kind(tmp_path: Path, axis: str, one: str, other: str) -> None:
+    hypothesis = f"{{claim: c, models: {{{one}}}, against: {{{other}}}}}"
+    (tmp_path / "x.yaml").write_text(f"{PLAN}grid: {{student: [deep], {axis}}}\nhypotheses: {{h: {hypothesis}}}\n")
+    assert set(load_experiment(tmp_path / "x.yaml").hypotheses) == {"h"}
+
+
+def test_the_plan_of_results_may_hold_what_an_override_took_away(tmp_path: Path) -> None:
+    (tmp_path / "plan.yaml").write_text(to_yaml(load_experiment(DIVERGENCES, ["grid={seed: [0]}"])))
+    with pytest.raises(UserError, match="is no key of the grid"):
+        load_experiment(tmp_path / "plan.yaml")
+    assert "skew_beats_forward" in load_experiment(tmp_path / "plan.yaml", must_test=False).hypotheses
