@@ -47,7 +47,8 @@ class HypothesisTest:
     gains, in the unit of the endpoint (a share, for points); where less is better, negative ones are better. p: twice that
     of the one-sided test that decides, since either may; p_adjusted: after Holm over the hypotheses. detectable: the
     smallest distance from the border of the region that is found with 80% power. factor: how many times the documents and
-    seeds would find the distance that was seen, and give three seeds. reason: in words, of NOT_TESTED, and of UNDECIDED in spite of p_adjusted.
+    seeds would find the distance that was seen, and give three seeds. reason: in words, of NOT_TESTED, and of UNDECIDED in
+    spite of p_adjusted.
     """
 
     name: str

@@ -41,9 +41,9 @@ def hypothesis_table(tests: Sequence[DeclaredTest], confidence_level: float) -> 
         claim = f"{test.hypothesis.claim} ({test.hypothesis.paper})" if test.hypothesis.paper else test.hypothesis.claim
         verdict = TableCell(describe_outcome(test), bold=test.outcome in (AGREES, CONTRADICTS))
         texts = [_difference(test), format_p_value(test.p_adjusted), declared]
-        names = [*([experiment] if several else []), test.name, claim]
-        rows.append([*map(TableCell, names), verdict, *map(TableCell, texts)])
-    columns = ["hypothesis", "claim", "results", f"difference [{confidence_level:.0%}]", "p", "declared"]
+        names = [*([experiment] if several else []), test.name]
+        rows.append([*map(TableCell, names), verdict, *map(TableCell, [claim, *texts])])
+    columns = ["hypothesis", "results", "claim", f"difference [{confidence_level:.0%}]", "p", "declared"]
     return Table(
         "What was expected, and what the results say",
         [*(["experiment"] if several else []), *columns],
