@@ -28,8 +28,8 @@ from distill_lit.config.loading import (
     Layer,
     Tree,
     build_section,
-    check_null_corpora,
-    drop_null_corpora,
+    check_nulls,
+    drop_nulls,
     nest_changes,
     to_dict,
 )
@@ -158,9 +158,9 @@ def _derive(config: ExperimentConfig, where: str, name: str, shape: Tree, spec: 
     student_changes = {key: spec.pop(key) for key in list(spec) if _root(key) in STUDENT_KEYS}
     nested = {f"students.{name}.{key}": value for key, value in student_changes.items()}
     layers = [Layer("", base), Layer(where, nest_changes(base, {**spec, **nested}))]
-    check_null_corpora(f"{where}.", layers[1].tree, base)
+    check_nulls(f"{where}.", layers[1].tree, base)
     try:
-        return build_section(ExperimentConfig, drop_null_corpora(deep_merge(layers[0].tree, layers[1].tree)), layers)
+        return build_section(ExperimentConfig, drop_nulls(deep_merge(layers[0].tree, layers[1].tree)), layers)
     except UserError as error:  # the key as it was written
         raise UserError(str(error).replace(f"students.{name}.", "")) from None
 

@@ -33,6 +33,8 @@ from distill_lit.utils.exceptions import UserError, one_line_message, suggest
 from distill_lit.utils.shipped import shipped_folder
 
 Tree = dict[str, Any]  # plain values under the keys that users write
+# mappings of names of which a null takes one away
+NULLABLE: tuple[KeyPath, ...] = (("data", "corpora"), ("evaluation", "probes"), ("hypotheses",))
 NAMED_SECTIONS = ("students", "models", "stages")  # {name: what has it}
 
 
@@ -72,8 +74,8 @@ def _load(section: type[Section], layers: list[Layer], overrides: list[str]) -> 
     if any(override.startswith("grid=") for override in overrides):
         files.pop("grid", None)  # a whole grid replaces another; grid.KEY=… adds or changes an axis
     changes = _parse_overrides(section, files, overrides)
-    check_null_corpora("", changes, files)
-    tree = drop_null_corpora(deep_merge(files, changes))
+    check_nulls("", changes, files)
+    tree = drop_nulls(deep_merge(files, changes))
     return build_section(section, resolve_interpolations(section, tree), [*layers, Layer("", changes)])
 
 
@@ -139,27 +141,38 @@ def _holds(tree: Any, path: KeyPath) -> bool:
     return bool(path)
 
 
-def _corpora(tree: Any) -> dict[str, Any]:
-    data = tree.get("data")
-    corpora = data.get("corpora") if isinstance(data, dict) else None
-    return corpora if isinstance(corpora, dict) else {}
+def _named(tree: Tree, path: KeyPath) -> dict[str, Any]:
+    """The mapping at a path, empty where there is none."""
+    found: Any = tree
+    for key in path:
+        found = found.get(key) if isinstance(found, dict) else None
+    return found if isinstance(found, dict) else {}
 
 
-def drop_null_corpora(tree: Tree) -> Tree:
-    """The tree without corpora that are null, which is how one takes away what a default or the base has."""
-    corpora = _corpora(tree)
-    if None not in corpora.values():
-        return tree
-    corpora_left = {name: corpus for name, corpus in corpora.items() if corpus is not None}
-    return {**tree, "data": {**tree["data"], "corpora": corpora_left}}
+def drop_nulls(tree: Tree) -> Tree:
+    """The tree without corpora, probes and hypotheses that are null, which is how one takes away what a default or the base
+    has."""
+    for path in NULLABLE:
+        named = _named(tree, path)
+        if None in named.values():
+            kept = {name: value for name, value in named.items() if value is not None}
+            tree = _with_value(tree, path, kept)
+    return tree
 
 
-def check_null_corpora(where: str, changes: Tree, base: Tree) -> None:
-    """Raises UserError for a null corpus in `changes` that `base` does not have: a name misspelt would remove nothing."""
-    known = _corpora(base)
-    for name, corpus in _corpora(changes).items():
-        if corpus is None and name not in known:
-            raise UserError(f"{where}data.corpora.{name}: null, and there is no corpus of this name{suggest(name, known)}")
+def _with_value(tree: Tree, path: KeyPath, value: Any) -> Tree:
+    first, *rest = path
+    return {**tree, first: _with_value(tree[first], tuple(rest), value) if rest else value}
+
+
+def check_nulls(where: str, changes: Tree, base: Tree) -> None:
+    """Raises UserError for a null in `changes` whose name `base` does not have: one misspelt would remove nothing."""
+    for path in NULLABLE:
+        known = _named(base, path)
+        for name, value in _named(changes, path).items():
+            if value is None and name not in known:
+                key = ".".join((*path, name))
+                raise UserError(f"{where}{key}: null, and nothing here is called {name!r}{suggest(name, known)}")
 
 
 def expand_grid(config: ExperimentConfig) -> Iterator[tuple[dict[str, Any], ExperimentConfig]]:
@@ -174,12 +187,12 @@ def config_at_point(config: ExperimentConfig, point: dict[str, Any]) -> Experime
     layers = [Layer("", base)]
     for variant in choose_variants(config, point):
         changes = nest_changes(base, copy.deepcopy(variant.changes))
-        check_null_corpora(f"{variant.name}.", changes, base)
+        check_nulls(f"{variant.name}.", changes, base)
         layers.append(Layer(variant.name, changes))
     check_disjoint(layers[1:])
     _check_point(point, _merged(layers))
     layers.append(Layer("grid", nest_changes(_merged(layers), point)))
-    resolved = build_section(ExperimentConfig, drop_null_corpora(_merged(layers)), layers)
+    resolved = build_section(ExperimentConfig, drop_nulls(_merged(layers)), layers)
     validate_config(resolved)
     return resolved
 
@@ -261,7 +274,7 @@ def _compose(path: Path, trail: tuple[Path, ...]) -> list[Layer]:
     if not isinstance(names, list):
         raise UserError(f"{path}: defaults is a list of names below configs/")
     base = [layer for name in names for layer in _compose(_default_path(path, str(name)), (*trail, path))]
-    check_null_corpora(f"{path}: ", tree, _merged(base))
+    check_nulls(f"{path}: ", tree, _merged(base))
     return [*base, Layer(str(path), tree)]
 
 

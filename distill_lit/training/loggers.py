@@ -152,7 +152,9 @@ def flush_loggers(loggers: Iterable[Any]) -> None:
 
 
 def close_loggers(loggers: Iterable[Any]) -> None:
-    """Ends the runs that are open in this process: W&B would log the next one into them."""
+    """Closes files, and ends the runs that are open in this process: W&B would log the next one into them."""
     for logger in loggers:
-        if hasattr(logger.experiment, "finish"):
+        if hasattr(logger, "close"):
+            logger.close()
+        elif hasattr(logger.experiment, "finish"):
             logger.experiment.finish()

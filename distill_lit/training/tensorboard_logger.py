@@ -26,6 +26,20 @@ class CurvesLogger(TensorBoardLogger):
         if new:
             super().log_metrics(new, None if step is None else self.curve_axis.position(step))
 
+    def finalize(self, status: str) -> None:
+        """What was logged is on disk; the file stays open. Lightning ends the validation before a training and the training
+        by this, and two files of one second are read in the order of their numbers as text, 10 before 9, when TensorBoard
+        takes the first one's steps for those of a run that was begun anew."""
+        if self._experiment is not None:
+            self._experiment.flush()
+        if status == "success":
+            self.save()
+
+    def close(self) -> None:
+        """Closes the file, behind all trainings and validations."""
+        if self._experiment is not None:
+            self._experiment.close()
+
     def _is_new(self, name: str, value: float) -> bool:
         if name in AXIS_METRICS:
             return False

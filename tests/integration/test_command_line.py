@@ -155,7 +155,7 @@ def test_hypotheses_are_declared_before_the_run_or_are_said_not_to_be(finished: 
     changed = run("report", str(tmp_path / "tiny.yaml"), "--root", str(tmp_path), "hypotheses.helps.expect=not_worse")
     assert changed.returncode == 0, changed.stderr
     assert "None declared before the run." in (tmp_path / "results/tiny/table.md").read_text()
-    assert "after 4 of 4 runs" in run("hypotheses", str(tmp_path / "results/tiny")).stdout
+    assert "after 4 of 4 runs" in run("hypotheses", str(tmp_path / "results/tiny"), "--format", "csv").stdout
 
 
 def test_second_run_does_nothing_and_says_the_same(finished: tuple[Path, Path]) -> None:

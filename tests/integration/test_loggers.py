@@ -17,7 +17,7 @@ from distill_lit.data.datamodule import PackedDataModule
 from distill_lit.experiment.validation import check_experiment
 from distill_lit.training.curve_axis import CurveAxis
 from distill_lit.training.distiller import Distiller
-from distill_lit.training.loggers import build_loggers, check_loggers
+from distill_lit.training.loggers import build_loggers, check_loggers, close_loggers
 from distill_lit.training.trainer import TrainingJob, optimizer_settings, train
 from distill_lit.utils.exceptions import UserError
 
@@ -155,3 +155,24 @@ def test_a_later_stage_goes_on_with_the_steps_of_the_one_before(tmp_path: Path) 
     (file,) = tmp_path.rglob("metrics.csv")
     assert [row["step"] for row in csv.DictReader(file.open())] == ["12"]
     assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [2]
+
+
+def test_a_validation_and_the_training_after_it_are_one_event_file(tmp_path: Path) -> None:
+    """Of two files that begin in one second TensorBoard reads number 10 before number 9, and drops what it has read."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from torch.utils.tensorboard import SummaryWriter
+
+    for number in range(11):  # so that this training's would be the ninth and the tenth in one of these
+        SummaryWriter(str(tmp_path / f"other{number}")).close()
+        folder = tmp_path / str(number)
+        tensorboard, *_ = found = build_loggers({"tensorboard": {"axis": "steps"}}, folder, None)
+        tensorboard.log_metrics({"validation/loss": 3.0}, 0)
+        tensorboard.finalize("success")  # as Lightning ends a validation
+        for step in (1, 2, 3):
+            tensorboard.log_metrics({"train/loss": 3.0 - step}, step)
+        tensorboard.finalize("success")
+        close_loggers(found)
+        board = EventAccumulator(str(folder)).Reload()
+        assert [event.step for event in board.Scalars("train/loss")] == [1, 2, 3]
+        assert [event.step for event in board.Scalars("validation/loss")] == [0]
+        assert len(list(folder.glob("events.out.*"))) == 1

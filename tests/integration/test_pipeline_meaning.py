@@ -77,10 +77,13 @@ def test_the_teacher_may_stand_beside_its_students_under_another_name(make: Any,
         ("stages: {quantize: {quantize: int4}}", "stages.quantize: students.two.quantize adds a stage of this name"),
         ("stages: {teacher: {}}", "stages.teacher: a name is made of letters"),
         (f"{MODELS}stages: {{corrected: {{}}, b: {{teacher: corrected}}}}", "'corrected' is a stage and one of `models`"),
-        ("stages: {a: {data: {corpora: {txt: null}}}, b: {}}", "stages.a.data.corpora.txt: null, and there is no corpus"),
+        (
+            "stages: {a: {data: {corpora: {txt: null}}}, b: {}}",
+            "stages.a.data.corpora.txt: null, and nothing here is called 'txt'",
+        ),
         (
             "models: {a: {from: teacher, data: {corpora: {txt: null}}}}",
-            "models.a.data.corpora.txt: null, and there is no corpus of this name; did you mean 'text'",
+            "models.a.data.corpora.txt: null, and nothing here is called 'txt'; did you mean 'text'",
         ),
     ],
 )

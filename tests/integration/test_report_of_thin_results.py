@@ -172,7 +172,7 @@ def test_constant_axes_and_missing_values_do_not_break_strata(tmp_path: Path) ->
 
 
 def test_a_model_without_one_task_shows_a_gap(tmp_path: Path) -> None:
-    folder = build(tmp_path, students=ONE, documents=40)
+    folder = build(tmp_path, documents=40)
     with edited_records(folder) as content:
         del content.settings["deep-distilled-0"]["sciq"]
         content.records["deep-distilled-0"] = content.records["deep-distilled-0"].drop("sciq")

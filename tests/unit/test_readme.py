@@ -121,11 +121,8 @@ def registries() -> Iterator[None]:
 def test_the_loss_of_the_docs_is_a_plugin(tmp_path: Path, registries: None) -> None:
     page = [ROOT / "docs/how_to/add_a_loss.md"]
     (tmp_path / "my_losses.py").write_text(blocks("python", page)[0])
-    (tmp_path / "mine.yaml").write_text(
-        yaml.safe_dump(
-            {**yaml.safe_load(blocks("yaml", PAGES[:1])[0]), **yaml.safe_load(blocks("yaml", page)[0]), "grid": {}}
-        )
-    )
+    readme, losses = (yaml.safe_load(blocks("yaml", pages)[0]) for pages in (PAGES[:1], page))
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({**readme, **losses, "grid": {}, "hypotheses": {}}))
     experiment = Experiment.from_yaml(tmp_path / "mine.yaml")
     (run,) = [run for run in experiment.runs if run.role == "distilled"]
     assert "hellinger" in LOGIT_LOSSES

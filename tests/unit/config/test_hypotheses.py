@@ -105,3 +105,12 @@ def test_the_plan_of_results_may_hold_what_an_override_took_away(tmp_path: Path)
     with pytest.raises(UserError, match="is no key of the grid"):
         load_experiment(tmp_path / "plan.yaml")
     assert "skew_beats_forward" in load_experiment(tmp_path / "plan.yaml", must_test=False).hypotheses
+
+
+def test_null_takes_one_away() -> None:
+    left = load_experiment(DIVERGENCES, ["hypotheses.any_beats_labels=null"]).hypotheses
+    assert list(left) == ["reverse_beats_forward", "skew_beats_forward"]
+    with pytest.raises(UserError, match="hypotheses.any_beat_labels: null, and nothing here is called .*; did"):
+        load_experiment(DIVERGENCES, ["hypotheses.any_beat_labels=null"])
+    fewer = load_experiment(ROOT / "experiments/quantize.yaml", ["evaluation.probes.books=null"])
+    assert list(fewer.evaluation.probes) == ["wikipedia"]
