@@ -96,7 +96,8 @@ def test_committed_results_are_drawn_the_same(folder: Path, tmp_path: Path, monk
     drawn = [path for path in copy.iterdir() if path.suffix in (".csv", ".json", ".md", ".tex", ".html")]
     before = {path.name: path.stat().st_mtime_ns for path in drawn}
     config = load_experiment(copy / "plan.yaml")
-    render_report(copy, build_report_bundle(copy, config.analysis, config.name, config.question))
+    parts = config.analysis, config.name, config.question, config.report, config.hypotheses
+    render_report(copy, build_report_bundle(copy, *parts))
     assert {path.name for path in copy.iterdir()} == {path.name for path in folder.iterdir()}
     again = {path.name for path in drawn if path.stat().st_mtime_ns != before[path.name]}
     assert {"table.csv", "table.md", "frontier.csv", "longtail.csv", "longtail.md", "summary.json"} <= again

@@ -56,8 +56,8 @@ def run_legs(
     prepared: data.PreparedData,
     training: TrainingConfig,
     legs: list[Leg],
-    lora: LoraConfig | None = None,
     _: Any = None,
+    lora: LoraConfig | None = None,
 ) -> tuple[torch.Tensor, list[list[str]], bool]:
     """(the student's weights, the files of the checkpoints behind each leg, whether weights were ever in shards)."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # one that comes late is not for the next leg
@@ -83,6 +83,19 @@ def run_legs(
     if is_sharded(layer):
         student = gather_model(shapes[0], student)
     return distillation.weights(student) if student is not None else torch.zeros(0), files, sharded
+
+
+def run_legs_of_adapters(
+    folder: Path,
+    teacher: Path,
+    prepared: data.PreparedData,
+    training: TrainingConfig,
+    legs: list[Leg],
+    lora: LoraConfig,
+    _: Any = None,
+) -> tuple[torch.Tensor, list[list[str]], bool]:
+    """`run_legs` of a student with adapters."""
+    return run_legs(folder, teacher, prepared, training, legs, lora=lora)
 
 
 def run_several(

@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers import tiny_models
 from helpers.distillation import TRAINING, run, weights
-from helpers.rank_trainings import EVERY_NODE, Leg, logged, prepare, run_legs, run_several, start_node
+from helpers.rank_trainings import EVERY_NODE, Leg, logged, prepare, run_legs, run_legs_of_adapters, run_several, start_node
 
 from distill_lit.config.models import LoraConfig
 from distill_lit.utils.distributed.spawn import spawn_ranks
@@ -63,7 +63,7 @@ def test_adapters_are_trained_in_shards_and_go_on_from_either_checkpoint(tmp_pat
     prepared = prepare(teacher, tiny_corpus)
     whole, _ = run(tmp_path / "one", teacher, prepared, lora=lora)
     legs = [Leg("fsdp", "sharded", stop=2), Leg("ddp", stop=4), Leg("fsdp")]
-    found, _, was_sharded = spawn_ranks(2, run_legs, tmp_path / "two", teacher, prepared, SHARED, legs, lora)
+    found, _, was_sharded = spawn_ranks(2, run_legs_of_adapters, tmp_path / "two", teacher, prepared, SHARED, legs, lora)
     assert was_sharded
     torch.testing.assert_close(found, weights(whole), rtol=0, atol=1e-5)
     assert_same_training(tmp_path / "one", tmp_path / "two")
