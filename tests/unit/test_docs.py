@@ -89,3 +89,9 @@ def test_words_that_no_researcher_would_search_for_are_gone() -> None:
     found = [f"{path.relative_to(ROOT)}: {match.group()}"
              for path in paths for match in re.finditer(rf"\b({words})\b", path.read_text())]  # fmt: skip
     assert found == []
+
+
+def test_results_name_no_place_of_the_machine_that_made_them() -> None:
+    paths = [*ROOT.glob("results/*/provenance.json"), *ROOT.glob("results/*/plan.yaml")]
+    assert len(paths) > 20
+    assert [str(path.relative_to(ROOT)) for path in paths if "file:/" in path.read_text()] == []
