@@ -14,8 +14,6 @@ from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import read_json, write_json
 
 DECLARATIONS_FILE = "hypotheses.json"  # beside the runs and in the results, {digest of a hypothesis: its declaration}
-
-
 BEFORE, AFTER = "before the run", "after the run"
 
 

@@ -26,7 +26,8 @@ from distill_lit.analysis.endpoints import (
 from distill_lit.analysis.results import has_different_validation_data, has_several_teachers
 from distill_lit.analysis.scores import Contrast, Scores
 from distill_lit.analysis.significance import REPLICATE_TOLERANCE, Interval, holm
-from distill_lit.config.hypotheses import HypothesisConfig, endpoint_of, margin_of
+from distill_lit.config.evaluation import AnalysisConfig
+from distill_lit.config.hypotheses import VALIDATION_ENDPOINTS, HypothesisConfig, endpoint_of, margin_of
 from distill_lit.utils.exceptions import UserError
 
 AGREES, CONTRADICTS, UNDECIDED, NOT_TESTED = "agrees", "contradicts", "undecided", "not tested"
@@ -86,41 +87,65 @@ class _Estimated:
 
 def run_hypothesis_tests(scores: Scores, hypotheses: Mapping[str, HypothesisConfig]) -> list[HypothesisTest]:
     """A test of each, in the order of the config. scores: by the metrics of the tasks."""
-    found = {name: _estimated(scores, hypothesis) for name, hypothesis in hypotheses.items()}
+    by_endpoint: dict[str, Scores | None] = {ACCURACY: scores}
+    found = {name: _estimated(scores, hypothesis, by_endpoint) for name, hypothesis in hypotheses.items()}
     known = {name: one.p for name, one in found.items() if not np.isnan(one.p)}
     adjusted = dict(zip(known, map(float, holm(list(known.values()))), strict=True))
     level = scores.analysis.alpha / max(len(known), 1)
-    tests = []
-    for name, hypothesis in hypotheses.items():
-        one, endpoint = found[name], endpoint_of(hypothesis, scores.analysis)
-        margin, interval = one.margin, one.estimate.interval(scores.analysis.confidence_level)
-        detectable, p = one.estimate.detectable(level), adjusted.get(name, float("nan"))
-        distance = _distance(one.estimate.value, hypothesis.expect, margin, ENDPOINTS[endpoint].higher_is_better)
-        factor = (detectable / distance) ** 2 if distance > 0 else float("inf")
-        if one.estimate.num_seeds < MIN_SEEDS:
-            factor = max(factor, MIN_SEEDS / max(one.estimate.num_seeds, 1))
-        outcome = _outcome(one, p <= scores.analysis.alpha, distance >= detectable)
-        facts = (name, hypothesis, ENDPOINTS[endpoint], endpoint.startswith(PROBE_PREFIX), margin)
-        seeds = one.estimate.num_seeds
-        tests.append(HypothesisTest(*facts, one.pairs, seeds, interval, one.p, p, detectable, factor, *outcome))
-    return tests
+    return [
+        _decided(name, hypotheses[name], one, adjusted.get(name, float("nan")), level, scores.analysis)
+        for name, one in found.items()
+    ]
 
 
-def _estimated(scores: Scores, hypothesis: HypothesisConfig) -> _Estimated:
-    endpoint = endpoint_of(hypothesis, scores.analysis)
+def _decided(
+    name: str, hypothesis: HypothesisConfig, one: _Estimated, p_adjusted: float, level: float, analysis: AnalysisConfig
+) -> HypothesisTest:
+    """level: of Holm's first step, at which differences are to be detectable."""
+    asked, seeds, detectable = endpoint_of(hypothesis, analysis), one.estimate.num_seeds, one.estimate.detectable(level)
+    distance = _distance(one.estimate.value, hypothesis.expect, one.margin, ENDPOINTS[asked].higher_is_better)
+    factor = (detectable / distance) ** 2 if distance > 0 else float("inf")
+    if seeds < MIN_SEEDS:
+        factor = max(factor, MIN_SEEDS / max(seeds, 1))
+    outcome, reason = _outcome(one, p_adjusted <= analysis.alpha, distance >= detectable)
+    return HypothesisTest(
+        name=name,
+        hypothesis=hypothesis,
+        endpoint=ENDPOINTS[asked],
+        is_probe=asked.startswith(PROBE_PREFIX),
+        margin=one.margin,
+        pairs=one.pairs,
+        num_seeds=seeds,
+        difference=one.estimate.interval(analysis.confidence_level),
+        p=one.p,
+        p_adjusted=p_adjusted,
+        detectable=detectable,
+        factor=factor,
+        outcome=outcome,
+        reason=reason,
+    )
+
+
+def _estimated(scores: Scores, hypothesis: HypothesisConfig, by_endpoint: dict[str, Scores | None]) -> _Estimated:
+    """by_endpoint: the scores by the endpoints that were asked for so far."""
+    asked = endpoint_of(hypothesis, scores.analysis)
     labels: tuple[tuple[str, str], ...] = ()
     try:
         margin = margin_of(hypothesis, scores.analysis)
         pairs = compared_pairs(scores.groups, hypothesis, scores.results.short_grid_values)
         labels = tuple((scores.groups[one].label, scores.groups[other].label) for one, other in pairs)
         contrast = mean_contrast(scores.groups, pairs, hypothesis.measure)
-        estimate = _contrast_by(scores, contrast, endpoint, hypothesis.tasks)
+        if asked in VALIDATION_ENDPOINTS:
+            estimate = _validation_estimate(scores, contrast, asked)
+        else:
+            if asked not in by_endpoint:
+                by_endpoint[asked] = _scores_by(scores, asked)
+            estimate = _contrast_by(scores, by_endpoint[asked], contrast, hypothesis.tasks)
         estimate = replace(estimate, num_seeds=_fewest_seeds(scores, contrast))
     except (NotTestable, UserError) as error:
         return _Estimated(labels, reason=str(error))
-    return _Estimated(
-        labels, estimate, margin, *_region_p(estimate, hypothesis.expect, margin, ENDPOINTS[endpoint].higher_is_better)
-    )
+    p = _region_p(estimate, hypothesis.expect, margin, ENDPOINTS[asked].higher_is_better)
+    return _Estimated(labels, estimate, margin, *p)
 
 
 def _fewest_seeds(scores: Scores, contrast: Contrast) -> int:
@@ -128,15 +153,16 @@ def _fewest_seeds(scores: Scores, contrast: Contrast) -> int:
     return min((len(scores.groups[g].seeds) for g in contrast if scores.groups[g].seeds), default=1)
 
 
-def _contrast_by(scores: Scores, contrast: Contrast, endpoint: str, tasks: list[str]) -> CrossedEstimate:
-    """The contrast by an endpoint. tasks: to average over, all where none is named. Raises NotTestable without results."""
-    if endpoint in (VALIDATION_KL.name, VALIDATION_CE.name):
-        return _validation_estimate(scores, contrast, endpoint)
-    found: Scores | None = scores
+def _scores_by(scores: Scores, endpoint: str) -> Scores | None:
+    """The scores by a graded endpoint; None where no model has it."""
     if endpoint.startswith(PROBE_PREFIX):
-        found = probe_scores(scores, ENDPOINTS[endpoint])
-    elif endpoint != ACCURACY:
-        found = question_scores(scores, ENDPOINTS[endpoint])
+        return probe_scores(scores, ENDPOINTS[endpoint])
+    return question_scores(scores, ENDPOINTS[endpoint])
+
+
+def _contrast_by(scores: Scores, found: Scores | None, contrast: Contrast, tasks: list[str]) -> CrossedEstimate:
+    """The contrast by an endpoint, whose scores are `found`. tasks: to average over, all where none is named. Raises
+    NotTestable without results."""
     if found is None or not found.tasks:
         raise NotTestable("nothing was measured by this endpoint")
     if not tasks and not len(found.averaged):
