@@ -43,6 +43,7 @@ from distill_lit.models.packed_forward import (
     uncompiled_eval_mode,
 )
 from distill_lit.models.pruning.architecture import get_decoder_layers
+from distill_lit.models.quantization import is_quantized
 from distill_lit.utils.distributed.ranks import is_sharded
 from distill_lit.utils.exceptions import UserError, one_line_message
 
@@ -200,9 +201,7 @@ def _layout_problem(model: Any, documents: list[list[int]], alone: list[Tensor],
         actual = split_by_document(batch, _forward_in_layout(model, batch, layout))
     except FORWARD_ERRORS as error:
         return f"it cannot be read so ({type(error).__name__}: {one_line_message(error)[:200]})"
-    deviation = max(
-        relative_error(model, actual_document, other) for actual_document, other in zip(actual, alone, strict=True)
-    )
+    deviation = max(relative_error(model, *pair) for pair in zip(actual, alone, strict=True))
     if deviation <= tolerance:  # NaN is no agreement
         return ""
     layer = _first_layer_apart(model, documents, batch, layout, tolerance)
@@ -215,8 +214,8 @@ def _leaks(model: Any, documents: list[list[int]], layout: str) -> bool:
     With the same shapes nothing else may change them, but what two texts of a batch do to each other: experts round
     otherwise with other company.
     """
-    dtype, device = next(model.parameters()).dtype, next(model.parameters()).device
-    if max_relative_error(model) == HIDDEN_STATE_TOLERANCE.get(dtype):
+    device = next(model.parameters()).device
+    if not _is_rounded(model):
         return False
     first, second = documents[0], documents[1]
     others = [replace_every_token(model, text) for text in (first, second)]
@@ -228,9 +227,7 @@ def _leaks(model: Any, documents: list[list[int]], layout: str) -> bool:
         run_backbone(model, ForwardPass({"input_ids": torch.tensor([second, beside], device=device)}, torch.ones(0)))[0]
         for beside in (second[::-1], others[1])
     ]
-    deviation = max(
-        relative_error(model, first_read, other) for first_read, other in zip(read[0][1:], read[1][1:], strict=True)
-    )
+    deviation = max(relative_error(model, *pair) for pair in zip(read[0][1:], read[1][1:], strict=True))
     return not deviation <= 2 * relative_error(model, *company)
 
 
@@ -294,19 +291,23 @@ def _tolerance(model: Any, text: list[int], alone: Tensor) -> float:
     return min(most, max(most * MIN_TOLERANCE_FRACTION, ROUNDING_NOISE_MULTIPLE * noise))
 
 
+def _is_rounded(model: Any) -> bool:
+    """Whether it computes in a short number format, or with quantized weights: single tokens may jump."""
+    return is_quantized(model) or next(model.parameters()).dtype not in HIDDEN_STATE_TOLERANCE
+
+
 def max_relative_error(model: Any) -> float:
-    if getattr(model.config, "quantization_config", None) is not None:
+    """From which on two hidden states are not the same, as `relative_error` measures."""
+    if _is_rounded(model):
         return LOW_PRECISION_HIDDEN_STATE_TOLERANCE
-    return HIDDEN_STATE_TOLERANCE.get(next(model.parameters()).dtype, LOW_PRECISION_HIDDEN_STATE_TOLERANCE)
+    return HIDDEN_STATE_TOLERANCE[next(model.parameters()).dtype]
 
 
 def relative_error(model: Any, actual: Tensor, expected: Tensor) -> float:
-    """Relative error of hidden states or logits (T, D) of a model: of the worst token; of the mean in short number formats
-    and with quantized weights, where rounding jumps and single tokens are far apart."""
+    """Relative error of hidden states or logits (T, D) of a model: of the worst token, or where it rounds of the mean."""
     wide = actual.dtype if actual.dtype == torch.float64 else torch.float32
     error = (actual.to(wide) - expected.to(wide)).norm(dim=-1) / expected.to(wide).norm(dim=-1).clamp(min=1e-30)
-    is_rounded = max_relative_error(model) == LOW_PRECISION_HIDDEN_STATE_TOLERANCE
-    return float(error.mean() if is_rounded else error.max())
+    return float(error.mean() if _is_rounded(model) else error.max())
 
 
 def _first_layer_apart(model: Any, documents: list[list[int]], batch: PackedBatch, layout: str, tolerance: float) -> str:
@@ -321,11 +322,9 @@ def _first_layer_apart(model: Any, documents: list[list[int]], batch: PackedBatc
                 _plain_forward(model, torch.tensor([text], device=batch["input_ids"].device))
             plain.append(states)
         for number, layer in enumerate(layers):
-            pairs = zip(split_by_document(batch, packed[HIDDEN_STATES, number]), plain, strict=True)
-            if (
-                not max(relative_error(model, mine, states[HIDDEN_STATES, number][0]) for mine, states in pairs)
-                <= tolerance
-            ):
+            alone = [states[HIDDEN_STATES, number][0] for states in plain]
+            pairs = zip(split_by_document(batch, packed[HIDDEN_STATES, number]), alone, strict=True)
+            if not max(relative_error(model, *pair) for pair in pairs) <= tolerance:
                 return f"layer {number} ({type(layer).__name__})"
     except (UserError, *FORWARD_ERRORS):
         return "a layer that cannot be told"

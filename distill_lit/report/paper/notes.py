@@ -15,7 +15,7 @@ from distill_lit.report.paper.request import MODEL
 from distill_lit.report.paper.values import value_of
 from distill_lit.report.tables.footnotes import evaluation_footnotes, excluded_task_notes
 from distill_lit.report.tables.score_notes import FDR_MARK, HOLM_MARK
-from distill_lit.utils.files import read_json
+from distill_lit.utils.files import read_mapping
 
 EXPLAINED = ("margin", "p_gold", "bits_per_byte", "probe_bits_per_byte", "probe_kl", "val_kl", "val_ce")
 BESIDE = ("ce_only", "untrained")  # roles that a table of grid keys is compared with
@@ -184,11 +184,7 @@ def provenance_lines(folders: Mapping[str, Path], paper: PaperTable, command: st
 
 def provenance_facts(folder: Path) -> dict[str, list[str]]:
     """{commit, changes, versions or hardware: what the runs of an experiment recorded}; empty where that is unknown."""
-    try:
-        found = read_json(folder / "provenance.json")
-    except (OSError, ValueError):
-        return {}
-    entries = [entry for entry in found.values() if isinstance(entry, dict)] if isinstance(found, dict) else []
+    entries = [entry for entry in read_mapping(folder / "provenance.json").values() if isinstance(entry, dict)]
     facts = {
         name: list(dict.fromkeys(_flat(entry[name]) for entry in entries if entry.get(name)))
         for name in ("commit", "changes", "versions", "hardware")

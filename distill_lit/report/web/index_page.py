@@ -6,7 +6,7 @@ from typing import Any
 from distill_lit.analysis.answer import EQUIVALENT, HARMED, HELPED, MIXED, NOT_SHOWN, UNKNOWN
 from distill_lit.report.formats.html_table import escape_html, html_paragraphs
 from distill_lit.report.web.html_page import html_document, read_web_asset
-from distill_lit.utils.files import read_json, write_text
+from distill_lit.utils.files import read_mapping, write_text
 
 SORT_KEYS = {  # key of a card's numbers: words; all but the name from high to low
     "name": "name",
@@ -56,11 +56,8 @@ def _controls(outcomes: set[str]) -> str:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        found = read_json(path)
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) and isinstance(found.get("name"), str) else {}
+    found = read_mapping(path)
+    return found if isinstance(found.get("name"), str) else {}
 
 
 def _card(folder: Path, summary: dict[str, Any]) -> str:
