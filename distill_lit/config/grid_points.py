@@ -142,10 +142,10 @@ def value_text(value: Any) -> str:
 
 
 def comparable_text(value: Any) -> str:
-    """`value_text`, of numbers as `runs.csv` has them, with six digits: 1, 1.0 and the text 1.0 are one value."""
+    """`value_text`, but 1, 1.0 and the text 1.0 are one value."""
     text = value_text(value)
     try:
-        return text if isinstance(value, bool) else f"{float(text):.6g}"
+        return text if isinstance(value, bool) else str(float(text))
     except ValueError:
         return text
 

@@ -95,8 +95,8 @@ def _row(run: Run, folder: Path, is_done: bool, failed: dict[str, str]) -> dict[
 
 
 def _cell(value: Any) -> Any:
-    """A value of the grid in runs.csv: mappings and lists as YAML has them, which reports read again."""
-    return value_text(value) if isinstance(value, (dict, list)) else value
+    """A value of the grid in runs.csv: numbers with all their digits, mappings and lists as YAML has them."""
+    return value if value is None or isinstance(value, bool) else value_text(value)
 
 
 def _costs(run: Run, experiment: "Experiment") -> dict[str, Any]:

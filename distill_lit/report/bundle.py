@@ -1,5 +1,6 @@
 """An experiment read and analyzed once, from which every table, figure and page is drawn."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -127,10 +128,11 @@ def build_report_bundle(
 def hypotheses_of(sources: Sequence[tuple[Path, ExperimentConfig]]) -> Table:
     """One table of what several experiments declare. sources: results folders, each with its config. Raises UserError as
     `load_results` does."""
-    tests = []
+    tests, names = [], Counter(config.name for _, config in sources)
     for folder, config in sources:
         scores = compute_scores(load_results(folder, config.report), config.analysis)
-        tests += declared_tests(folder, scores, config.hypotheses, config.name if len(sources) > 1 else "")
+        name = config.name if names[config.name] == 1 else f"{config.name} in {folder}"
+        tests += declared_tests(folder, scores, config.hypotheses, name if len(sources) > 1 else "")
     return hypothesis_table(tests, min(config.analysis.confidence_level for _, config in sources))
 
 

@@ -77,17 +77,11 @@ def _grid_names(values: Mapping[str, list[Any]]) -> Iterator[str]:
     """Keys of the grid in full; their values as they may be shown, and `key=value` by any ending of the key."""
     for key, every in values.items():
         yield key
-        texts = dict.fromkeys(text for pair in zip(every, short_texts(every), strict=True) for text in _texts(*pair))
+        texts = dict.fromkeys([*map(value_text, every), *short_texts(every)])
         parts = key.split(".")
         for text in texts:
             yield text
             yield from (f"{'.'.join(parts[start:])}={text}" for start in range(len(parts)))
-
-
-def _texts(value: Any, short: str) -> list[str]:
-    """How a value of the grid may stand in a table: numbers go through a CSV file."""
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return [short, value_text(value), *([f"{value:.6g}", str(float(value))] if is_number else [])]
 
 
 def _is_made_of(name: str, parts: Collection[str]) -> bool:

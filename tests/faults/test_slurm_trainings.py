@@ -7,8 +7,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from helpers import slurm_cluster, tiny_tasks, training_processes
+from helpers.rank_trainings import logged
 from helpers.slurm_cluster import kick, say, wait_until, warn_of_end
+from safetensors.torch import load_file
 
 from distill_lit.experiment.launcher.slurm.progress_file import read_progress
 from distill_lit.experiment.launcher.slurm.queued_runs import queued_runs
@@ -118,3 +121,29 @@ def test_two_nodes_that_were_driven_off_end_bit_for_bit_as_two_ranks_here(
     assert has_gone_on(there / name)
     assert student_of(there / name) == student_of(here / name)
     assert (there / name / "evaluation.json").is_file()
+
+
+@pytest.mark.parametrize(
+    "changes", [("strategy=ddp", "devices=2"), ("strategy=fsdp", "checkpoint=sharded")], ids=["ddp", "fsdp"]
+)
+def test_two_nodes_train_the_student_of_one_process(
+    cluster: Path, tmp_path: Path, tiny_teacher: Path, tiny_corpus: Path, changes: tuple[str, str]
+) -> None:
+    """Four whole ranks, or two that share student and teacher; both nodes are driven off, and go on."""
+    experiment = write_experiment(tmp_path, tiny_teacher, tiny_corpus, "0")
+    short = ("training.max_tokens=16384", "training.log_every_n_steps=1")
+    here = undisturbed(experiment, *short, "training.micro_batch_size=4")
+    (name,) = (path.parent.name for path in here.glob("*/manifest.json"))
+    rows = 1 if "devices=2" in changes else 2
+    nodes = ("training.nodes=2", f"training.micro_batch_size={rows}", *(f"training.{change}" for change in changes))
+    with on_cluster(experiment, *short, *nodes) as there:
+        stop_in_training(there, name, preempt)
+    assert has_gone_on(there / name)
+    losses, expected = logged(there / name), logged(here / name)
+    assert losses.keys() == expected.keys()
+    for step, line in expected.items():
+        assert losses[step] == pytest.approx(line, abs=1e-6), step
+    trained, whole = (load_file(runs / name / "student/model.safetensors") for runs in (there, here))
+    assert trained.keys() == whole.keys()
+    for parameter, value in whole.items():
+        torch.testing.assert_close(trained[parameter], value, rtol=0, atol=1e-5, msg=parameter)

@@ -54,6 +54,14 @@ def test_claims_of_several_experiments_stand_in_one_table(folder: Path, capsys: 
         assert words in shown and "contradicts" in shown
 
 
+def test_folders_of_one_experiment_are_told_apart(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    build_grid(folder.parent / "again", RIGHT)
+    (folder.parent / "again/plan.yaml").write_text(PLAN.format(name="hot"))
+    assert run("hypotheses", str(folder), str(folder.parent / "again"), "--format", "csv") == 0
+    shown = capsys.readouterr().out
+    assert f"hot in {folder},hotter," in shown and f"hot in {folder.parent / 'again'},hotter," in shown
+
+
 def test_what_has_none_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "plan.yaml").write_text(PLAN.format(name="hot").split("hypotheses:")[0])
     assert run("hypotheses", str(folder)) == 2

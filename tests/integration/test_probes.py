@@ -255,6 +255,10 @@ def test_labels_are_those_of_probes_too(finished: Path) -> None:
         "1 layer distilled",
     ]
     assert table.footnotes[0].startswith("Mean over probes: Tales.")
+    assert not any("own teacher" in note for note in table.footnotes)
+    runs = shown.scores.results.runs
+    runs["validation_data_fingerprint"], runs["val_teacher_nll"] = "text", [3.8 - 0.1 * row for row in range(len(runs))]
+    assert "they do not compare between teachers" in probe_table(shown.scores, shown.endpoint_frame).footnotes[1]
 
 
 def test_rare_words_that_lose_more_are_said_to(results: Results) -> None:

@@ -7,6 +7,7 @@ import pandas as pd
 
 from distill_lit.analysis.endpoints import PROBE_AVERAGE
 from distill_lit.analysis.probe_long_tail import ProbeLongTail
+from distill_lit.analysis.results import has_several_teachers
 from distill_lit.analysis.scores import Scores
 from distill_lit.analysis.significance import benjamini_hochberg
 from distill_lit.report.formats.table import Table, TableCell
@@ -52,13 +53,19 @@ def probe_table(scores: Scores, frame: pd.DataFrame) -> Table:
         texts += [_value(by_endpoint[name], str(model)) for name in beside]
         cells.append([TableCell(text) for text in texts])
     tasks = [] if scores.results.probes is None else scores.results.probes.tasks
+    own_teacher = (
+        "KL, draft acceptance: to each student's own teacher, so that they do not compare between teachers; of a student "
+        "without teacher that stands beside several, to the first."
+    )
     return Table(
         "Held-out text",
         ["model", f"bits per byte [{percent}]", f"Δ without teacher [{percent}]", *beside.values()],
         cells,
         footnotes=[
             f"Mean over probes: {tasks_in_words(scores, tasks)}. Less is better; {HOLM_MARK} significant after Holm over "
-            f"the students at {scores.analysis.alpha:.3g}. Bits per byte reward fit to the domain of the training text too."
+            f"the students at {scores.analysis.alpha:.3g}. Bits per byte reward fit to the domain of the training text "
+            "too.",
+            *([own_teacher] if beside and has_several_teachers(scores.results.runs) else []),
         ],
     )
 

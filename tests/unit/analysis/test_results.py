@@ -6,7 +6,8 @@ import pandas as pd
 import pytest
 
 from distill_lit.analysis.results import has_several_teachers, load_runs_table
-from distill_lit.config.grid_points import short_texts
+from distill_lit.config.grid_points import comparable_text, short_texts
+from distill_lit.experiment.collect import _cell, _write_frame
 from distill_lit.experiment.run_labels import run_label
 
 
@@ -50,3 +51,18 @@ def test_a_mapping_in_the_label_of_a_run_has_no_quotes() -> None:
         "{a: 2, c: 3}",
     ]
     assert short_texts(["one", teacher]) == ["one", "{model: run:big, dtype: float32}"]
+
+
+def test_numbers_of_a_grid_keep_all_their_digits(tmp_path: Path) -> None:
+    """1,048,576 tokens and 1,048,577, beside a teacher without any."""
+    _write_frame(tmp_path / "runs.csv", pd.DataFrame([
+        {"model": name, "role": role, "grid.tokens": _cell(tokens), "grid.rate": _cell(rate), "flops_per_token": 1 / 3}
+        for name, role, tokens, rate in (
+            ("teacher", "teacher", None, None), ("a", "distilled", 1048576, 1e-5), ("b", "distilled", 1048577, 0.30000001))
+    ]))  # fmt: skip
+    found = load_runs_table(tmp_path / "runs.csv")
+    assert found["grid.tokens"].tolist()[1:] == ["1048576", "1048577"]
+    assert found["grid.rate"].tolist()[1:] == ["1e-05", "0.30000001"]
+    assert found["flops_per_token"][0] == 0.333333
+    texts = [comparable_text(value) for value in (1, 1.0, "1.0", "1e0", 1048576, 1048577)]
+    assert len(set(texts)) == 3 and len(set(texts[:4])) == 1
