@@ -203,7 +203,9 @@ def fail_node(node: str) -> None:
     """A node goes down with what runs on it, and comes back."""
     slurm_cluster.say("scontrol", "update", f"nodename={node}", "state=down", "reason=soak")
     time.sleep(2)
-    subprocess.run(["scontrol", "update", f"nodename={node}", "state=resume"], check=False)  # it may be back already
+    subprocess.run(
+        ["scontrol", "update", f"nodename={node}", "state=resume"], check=False, capture_output=True
+    )  # it may be back
 
 
 def write_report(out: Path, count: int, diary: Diary, lost: list[str], seconds: list[float]) -> None:
