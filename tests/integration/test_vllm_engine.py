@@ -25,7 +25,9 @@ from distill_lit.config import (
 )
 from distill_lit.config.models import LoraConfig
 from distill_lit.data.datamodule import PackedDataModule
+from distill_lit.experiment.plan import plan_runs
 from distill_lit.experiment.precision import resolve_auto
+from distill_lit.experiment.run import build_run
 from distill_lit.experiment.validation import check_experiment
 from distill_lit.generation import backend
 from distill_lit.generation.completions import read_completions
@@ -161,6 +163,44 @@ def test_a_corpus_is_written_by_it(tmp_path: Path, tiny_teacher: Path, fake_vllm
         found[name] = (folder, [(each.prompt, each.token_ids) for each in read_completions(folder)])
     assert found["local"][0] != found["vllm"][0]
     assert found["local"][1] == found["vllm"][1]
+
+
+EXPERIMENT = """
+name: own_text
+teacher: {{model: "file:{teacher}", source: online}}
+students: {{one: {{num_layers: 1, layers: uniform}}}}
+data: {{sequence_length: 32, validation_sequences: 3, max_tokens: 2000, corpora: {{text: {{path: "file:{corpus}"}}}}}}
+objective: {{terms: {{kl: {{kind: reverse_kl}}}}, compile: never}}
+on_policy: {{fraction: 1.0, max_new_tokens: 4}}
+generation: {{backend: vllm}}
+training: {{max_tokens: 256, micro_batch_size: 4, precision: float32, accelerator: cpu}}
+evaluation: {{tasks: [sciq], limit: 4}}
+baselines: []
+"""
+
+
+def test_a_run_writes_by_it_and_ends_it(
+    tmp_path: Path, tiny_teacher: Path, tiny_corpus: Path, fake_vllm: pytest.MonkeyPatch
+) -> None:
+    fake_vllm.setenv("DISTILL_LIT_CACHE", str(tmp_path / "cache"))
+    (file := tmp_path / "own_text.yaml").write_text(EXPERIMENT.format(teacher=tiny_teacher, corpus=tiny_corpus))
+    (run,) = plan_runs(load_experiment(file, []))
+    processes = list[Any]()
+    start = VLLMEngine._start
+
+    def watched(self: VLLMEngine, device: torch.device) -> None:
+        start(self, device)
+        processes.append(self._process)
+
+    fake_vllm.setattr(VLLMEngine, "_start", watched)
+    (folder := tmp_path / run.name).mkdir()
+    build_run(run, folder, lambda *_: None)
+    (process,) = processes
+    assert process.poll() is not None
+    assert (folder / "vllm-0.log").is_file()
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    gaps = [line["on_policy/engine_gap"] for line in lines if "on_policy/engine_gap" in line]
+    assert gaps and max(gaps) < 1e-4
 
 
 # ---------------------------------------------------------------- before anything runs
