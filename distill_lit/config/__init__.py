@@ -7,6 +7,7 @@ from distill_lit.config.generation import (
     DatasetConfig,
     FiltersConfig,
     GeneratedConfig,
+    GenerationBackendConfig,
     PromptsConfig,
     RemoteConfig,
 )
@@ -32,6 +33,7 @@ __all__ = [
     "ExperimentConfig",
     "FiltersConfig",
     "GeneratedConfig",
+    "GenerationBackendConfig",
     "LauncherConfig",
     "LoraConfig",
     "MessageConfig",

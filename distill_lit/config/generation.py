@@ -1,4 +1,4 @@
-"""Fields of text that a teacher writes: prompts, sampling, a server to ask, and which of the answers are kept."""
+"""Fields of text that models write: what writes it, prompts, sampling, a server to ask, which of the answers are kept."""
 
 from typing import Literal
 
@@ -7,6 +7,29 @@ from pydantic import Field
 from distill_lit.config.fields import Bool, Count, Float, Int, Templates, Text, config_section
 from distill_lit.config.key_paths import HOLDS_PATHS
 from distill_lit.config.server import ServerConfig
+
+LOCAL_BACKEND, VLLM_BACKEND, AUTO_BACKEND = "local", "vllm", "auto"
+
+
+@config_section
+class GenerationBackendConfig:
+    """What writes the text of local models: of students on their own prompts (`on_policy`), and of generated corpora."""
+
+    backend: Literal["auto", "local", "vllm"] = Field(
+        default="local",
+        description="local: continuous batching in this process; vllm: vLLM, in a process of its own, which is given a "
+        "student's weights after each optimizer step; auto: vllm where it is installed and can write what is asked for",
+    )
+    vllm_python: Text = Field(
+        default="",
+        description="Python of the environment that has vLLM, such as /opt/vllm/bin/python; empty: the experiment's own",
+        json_schema_extra=HOLDS_PATHS,
+    )
+    kv_cache_gib: Float = Field(default=4.0, gt=0, description="memory of vLLM's key-value cache, GiB, beside the weights")
+    eager: Bool = Field(
+        default=False,
+        description="true: vLLM neither compiles nor captures CUDA graphs: it starts sooner and writes slower",
+    )
 
 
 @config_section

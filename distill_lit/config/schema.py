@@ -7,6 +7,7 @@ from pydantic import Field
 from distill_lit.config.data import DataConfig
 from distill_lit.config.evaluation import AnalysisConfig, CostConfig, EvaluationConfig
 from distill_lit.config.fields import Baseline, Count, Text, VariantChoice, config_section
+from distill_lit.config.generation import GenerationBackendConfig
 from distill_lit.config.hypotheses import HypothesisConfig
 from distill_lit.config.key_paths import HOLDS_PATHS
 from distill_lit.config.launcher import LauncherConfig
@@ -54,6 +55,9 @@ class ExperimentConfig:
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig, description="lm-eval tasks")
     cost: CostConfig = Field(default_factory=CostConfig, description="how inference is measured")
     on_policy: OnPolicyConfig = Field(default_factory=OnPolicyConfig, description="text that the student writes")
+    generation: GenerationBackendConfig = Field(
+        default_factory=GenerationBackendConfig, description="what writes text of local models: this suite, or vLLM"
+    )
     analysis: AnalysisConfig = Field(default_factory=AnalysisConfig, description="intervals and tests of the report")
     report: ReportConfig = Field(
         default_factory=ReportConfig, description="labels, order and decimals of tables and figures"

@@ -77,6 +77,11 @@ class TeacherServerConfig(ServerConfig):
     engine: Literal["vllm", "sglang"] = Field(
         default="vllm", description="how it is asked. vllm: prompt_logprobs of /v1/completions; sglang: /generate"
     )
+    outputs: Literal["logprobs", "hidden_states"] = Field(
+        default="logprobs",
+        description="what it gives of a token. logprobs: the teacher.top_k most probable tokens; hidden_states: the last "
+        "hidden state, of which the head of teacher.model makes the whole distribution here (vllm serve --runner pooling)",
+    )
     live: Bool = Field(
         default=False,
         description="true: asked while students train, one batch ahead; false: once, by a run that writes a cache",

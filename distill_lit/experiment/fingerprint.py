@@ -41,7 +41,8 @@ def student_fingerprint_fields(role: str, config: ExperimentConfig) -> dict[str,
             "seed": config.seed,
         }
         if is_on_policy_enabled(config.on_policy):
-            facts["on_policy"] = non_default_fields(config.on_policy) | sampling_metadata(config.on_policy.temperature)
+            drawn = sampling_metadata(config.on_policy.temperature, config.generation.backend)
+            facts["on_policy"] = non_default_fields(config.on_policy) | drawn
     elif config.students[config.student].config:
         facts["seed"] = config.seed
     return facts
@@ -129,7 +130,7 @@ def corpus_fingerprint_fields(corpus: CorpusConfig, config: ExperimentConfig) ->
     if generated.remote is not None:
         found["generated"]["remote"] = remote_fingerprint_fields(generated.remote)
         return found
-    return found | sampling_metadata(generated.temperature)
+    return found | sampling_metadata(generated.temperature, config.generation.backend)
 
 
 def evaluation_fingerprint(config: ExperimentConfig, compared_with: str = "") -> str:

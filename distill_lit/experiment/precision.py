@@ -1,9 +1,11 @@
-"""Number formats for every auto: the fastest of the machine on which runs happen."""
+"""What every `auto` that can change a result means: number formats by the fastest of the machine on which runs happen, and
+what writes text."""
 
 from typing import TYPE_CHECKING, Any
 
 from distill_lit.config import Dtype, ExperimentConfig
 from distill_lit.config.fields import with_values
+from distill_lit.generation.backend import resolve_backend
 from distill_lit.utils import hardware
 
 if TYPE_CHECKING:
@@ -21,6 +23,7 @@ def resolve_auto(config: ExperimentConfig, cluster_dtypes: "ClusterDtypes | None
     """The same experiment with every `auto` that can change a result replaced by the choice of the machine on which its
     runs happen: this one, or a compute node that has been asked (`Experiment.measure_cluster`), whose answers are
     `cluster_dtypes`."""
+    config = resolve_backend(config)
     if not has_auto(config):
         return config
     fastest = cluster_dtypes.of(config) if cluster_dtypes is not None and config.launcher.engine == "slurm" else ""

@@ -9,6 +9,7 @@ from lightning import Callback
 
 from distill_lit import data
 from distill_lit.config import ExperimentConfig, to_dict, to_yaml
+from distill_lit.config.generation import VLLM_BACKEND
 from distill_lit.config.on_policy import is_on_policy_enabled
 from distill_lit.config.roles import Role
 from distill_lit.data.chat_agreement import learned_turn_end
@@ -21,6 +22,7 @@ from distill_lit.experiment.requirements import student_base_folder
 from distill_lit.experiment.student_facts import cost_facts, layer_choices, size_facts, training_fingerprints
 from distill_lit.experiment.teacher import build_teacher, prepare_run_data
 from distill_lit.generation.sampling import get_eos_token_ids
+from distill_lit.generation.vllm_engine import VLLMEngine
 from distill_lit.losses import build_objective, can_compile
 from distill_lit.models import (
     INT8_RECIPE,
@@ -106,7 +108,7 @@ def train_and_export_student(
             run, folder, student, vocab_size, prepared, teacher, progress_callback, teacher_folder, calibration
         )
     whole = meta_copy(student) if is_sharded else None
-    metrics = (train if run.is_trained else validate)(setup)
+    metrics = _train_or_validate(run, setup)
     student = gather_model(whole, student) if is_sharded else student
     if get_rank():
         return {}
@@ -124,6 +126,14 @@ def train_and_export_student(
         **cost_facts(run, setup, size, trained_fraction, prepared.statistics.get("teacher_tokens_per_token", 1.0)),
         **layer_choices(config.students[run.student], teacher_folder, calibration, setup.distiller.loss.feature_alignment),
     }
+
+
+def _train_or_validate(run: Run, setup: TrainingJob) -> dict[str, float]:
+    try:
+        return (train if run.is_trained else validate)(setup)
+    finally:
+        if setup.distiller.on_policy_generator is not None:
+            setup.distiller.on_policy_generator.close()
 
 
 def _initial_student(run: Run, folder: Path, base: Path, calibration: CalibrationData) -> Any:
@@ -188,7 +198,9 @@ def _build_training_setup(
         vocab_size=vocab_size,
         fused_loss_settings=_fused_loss_settings(config),
         feature_alignment=feature_alignment,
-        on_policy_generator=_build_on_policy_text(config, student, vocab_size, base, model, module.steps),
+        on_policy_generator=_build_on_policy_text(
+            config, student, vocab_size, base, model, module.steps, folder / f"vllm-{get_rank()}.log"
+        ),
         **optimizer_settings(config.training),
     )
     fingerprints = training_fingerprints(run, teacher_folder, student, prepared, objective)
@@ -234,13 +246,16 @@ def _tokenizer(config: ExperimentConfig, base: Path) -> Any:
 
 
 def _build_on_policy_text(
-    config: ExperimentConfig, student: Any, vocab_size: int, base: Path, teacher: Any, steps: int
+    config: ExperimentConfig, student: Any, vocab_size: int, base: Path, teacher: Any, steps: int, log_path: Path
 ) -> OnPolicyGenerator | None:
-    """What makes batches of the student's own text, or None where it writes none."""
+    """What makes batches of the student's own text, or None where it writes none. log_path: file for what vLLM prints."""
     if not is_on_policy_enabled(config.on_policy):
         return None
     ends = get_eos_token_ids(student, _tokenizer(config, base), config.data.has_chats)
-    return OnPolicyGenerator(config.on_policy, ends, vocab_size, teacher, config.seed, steps)
+    engine = None
+    if config.generation.backend == VLLM_BACKEND:
+        engine = VLLMEngine(config.generation, torch_dtype(config.training.precision), log_path)
+    return OnPolicyGenerator(config.on_policy, ends, vocab_size, teacher, config.seed, steps, engine)
 
 
 def _fused_loss_settings(config: ExperimentConfig) -> FusedLossSettings:

@@ -91,4 +91,4 @@ def _writer(config: ExperimentConfig) -> GenerationContext:
     asked = EvaluationTexts(
         [sorted(tasks.tasks), own, config.dataset_source], lambda: evaluation_document_texts(tasks, config.dataset_source)
     )
-    return GenerationContext(config.teacher.model, torch_dtype(config.teacher.dtype), device, asked)
+    return GenerationContext(config.teacher.model, torch_dtype(config.teacher.dtype), device, config.generation, asked)

@@ -16,6 +16,7 @@ from distill_lit.experiment.mixture import check_mixture
 from distill_lit.experiment.pipeline import config_key, expand_pipeline, referred_models
 from distill_lit.experiment.run_references import RUN_PREFIX
 from distill_lit.experiment.strategy import check_devices, check_strategy
+from distill_lit.generation.backend import check_backend
 from distill_lit.generation.corpus import check_generated_corpora
 from distill_lit.losses import Objective, build_objective, check_teacher_supports_objective
 from distill_lit.models import check_student, check_torchao
@@ -95,6 +96,7 @@ def _check_recipe(name: str, recipe: Recipe, recipes: Mapping[str, Recipe]) -> N
     if recipe.is_trained:
         _check_teacher(config, objective)
         check_strategy(config, objective, name)
+    check_backend(config)
     data.check_data_config(config.data, config.dataset_source)
     check_generated_corpora(config.data, config.dataset_source)
 

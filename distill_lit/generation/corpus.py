@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from distill_lit.config import CorpusConfig, DataConfig, GeneratedConfig, RemoteConfig, non_default_fields
+from distill_lit.config.generation import VLLM_BACKEND, GenerationBackendConfig
 from distill_lit.config.server import SERVER_KEYS_NOT_IN_FINGERPRINT
 from distill_lit.generation.completions import Completion, completions_folder, read_completions
 from distill_lit.generation.filters import answer_comparison_metadata, check_filters, filter_completions
@@ -30,6 +31,7 @@ from distill_lit.generation.prompts import (
 )
 from distill_lit.models import load_model, load_tokenizer, model_fingerprint, model_folder
 from distill_lit.models.drawing import sampling_metadata
+from distill_lit.models.generation_files import model_without_weights
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import cached_file_sha256, fingerprint
 from distill_lit.utils.progress import ProgressCallback
@@ -57,6 +59,7 @@ class GenerationContext:
     model: str  # reference
     dtype: torch.dtype
     device: torch.device = torch.device("cpu")
+    backend: GenerationBackendConfig = dataclasses.field(default_factory=GenerationBackendConfig)
     evaluation_texts: EvaluationTexts | None = None
 
 
@@ -156,7 +159,7 @@ def _fingerprint_fields(key: str, generated: GeneratedConfig, writer: Generation
         facts["writer"] = {
             "files": {**model_fingerprint(folder), **_generation_config_hashes(folder)},
             "dtype": str(writer.dtype),
-            **sampling_metadata(generated.temperature),
+            **sampling_metadata(generated.temperature, writer.backend.backend),
         }
     else:
         facts["server"] = remote_fingerprint_fields(generated.remote)
@@ -253,15 +256,16 @@ def _generate_missing(
     from distill_lit.generation.local import generate_locally
 
     teacher = model_folder(generated.model or writer.model)
-    model = load_model(teacher, writer.dtype).to(writer.device)
-    generate_locally(
-        folder,
-        model,
-        load_tokenizer(teacher),
-        prompts,
-        generated,
-        lambda done, total: progress("write", done, total, "answers"),
-    )
+    facts = (load_tokenizer(teacher), prompts, generated, lambda done, total: progress("write", done, total, "answers"))
+    if writer.backend.backend != VLLM_BACKEND:
+        generate_locally(folder, load_model(teacher, writer.dtype).to(writer.device), *facts)
+        return {}
+    from distill_lit.generation.vllm_engine import VLLMEngine
+
+    with VLLMEngine(writer.backend, writer.dtype, folder / "vllm.log") as engine:
+        generate_locally(
+            folder, model_without_weights(teacher), *facts, functools.partial(engine.load, teacher, writer.device)
+        )
     return {}
 
 

@@ -18,7 +18,8 @@ from distill_lit.generation.completions import (
     write_completions,
 )
 from distill_lit.generation.prompts import Prompt
-from distill_lit.generation.sampling import SamplingParams, generate_batch, get_eos_token_ids
+from distill_lit.generation.sampling import GeneratedSequence, SamplingParams, generate_batch, get_eos_token_ids
+from distill_lit.generation.vllm_engine import VLLMEngine
 from distill_lit.models.vocabulary import check_ids, unpadded_vocab_size
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.seeding import derive_seed
@@ -27,6 +28,7 @@ from distill_lit.utils.shards import Shards
 REPLACEMENT_CHARACTER = "\ufffd"  # what is decoded of a part of a character
 BATCHES_PER_SHARD = 4
 LocalJob = tuple[Prompt, int, list[int]]  # prompt, sample, token ids
+Writer = Callable[..., list[GeneratedSequence]]  # `generate_batch` of a model, or an engine's `generate`
 
 
 def generate_locally(
@@ -36,10 +38,12 @@ def generate_locally(
     prompts: list[Prompt],
     config: GeneratedConfig,
     progress_callback: Callable[[int, int], Any] = lambda done, total: None,
+    start_engine: Callable[[int], VLLMEngine] | None = None,
 ) -> None:
     """Writes `config.num_samples` answers to every prompt into shards of `folder`. What is there already is not done again.
 
-    Raises UserError when a chat is asked for and the tokenizer has no template.
+    start_engine: given the tokens of the longest text, what writes in the model's place, of which only shapes and
+    generation config are read then. Raises UserError when a chat is asked for and the tokenizer has no template.
     """
     if config.chat:
         check_has_chat_template(tokenizer)
@@ -50,6 +54,11 @@ def generate_locally(
     ]
     check_ids([i for _, _, ids in jobs for i in ids], tokenizer, model.get_input_embeddings().weight.shape[0])
     eos_token_ids = get_eos_token_ids(model, tokenizer, config.chat)
+    write: Writer = functools.partial(generate_batch, model, num_slots=config.batch_size)
+    lengths = [len(ids) + config.max_new_tokens for _, _, ids in jobs]
+    longest = max((length for length in lengths if length <= _max_positions(model)), default=0)
+    if start_engine is not None and longest:
+        write = start_engine(longest).generate
     size, done = config.batch_size * BATCHES_PER_SHARD, 0
 
     def advance() -> None:
@@ -66,6 +75,7 @@ def generate_locally(
             ends=eos_token_ids,
             config=config,
             number=number,
+            write=write,
         )
         for number, start in enumerate(range(0, len(jobs), size))
     }
@@ -102,11 +112,23 @@ def _encode_sorted_by_length(tokenizer: Any, prompts: list[Prompt], chat: bool) 
     return sorted(encoded, key=lambda pair: len(pair[1]))
 
 
+def _max_positions(model: Any) -> int:
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
+
+
 def _write_shard(
-    path: Path, *, model: Any, tokenizer: Any, jobs: list[LocalJob], ends: list[int], config: GeneratedConfig, number: int
+    path: Path,
+    *,
+    model: Any,
+    tokenizer: Any,
+    jobs: list[LocalJob],
+    ends: list[int],
+    config: GeneratedConfig,
+    number: int,
+    write: Writer,
 ) -> None:
     sampling = SamplingParams(config.temperature, config.top_p, config.max_new_tokens)
-    max_positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
+    max_positions = _max_positions(model)
     jobs_in_context = [job for job in jobs if len(job[2]) + config.max_new_tokens <= max_positions]
     completions = [
         build_completion(job[0], job[1], "", FINISH_PROMPT_TOO_LONG)
@@ -115,9 +137,9 @@ def _write_shard(
     ]
     vocabulary = unpadded_vocab_size(tokenizer, model.get_input_embeddings().weight.shape[0])
     # a seed of its own: the text of a shard depends on no other, so a resumed run writes the same
-    seed, size = derive_seed(config.seed, number), config.batch_size
+    seed = derive_seed(config.seed, number)
     prompt_ids = [ids for _, _, ids in jobs_in_context]
-    texts = generate_batch(model, prompt_ids, ends, sampling, seed, vocab_size=vocabulary, num_slots=size)
+    texts = write(prompt_ids, ends, sampling, seed, vocab_size=vocabulary)
     for (prompt, sample, ids), written in zip(jobs_in_context, texts, strict=True):
         text = decode_continuation(tokenizer, ids, written.token_ids, written.is_finished)
         text = text.strip() if config.chat else text  # plain text goes on where its prompt ends

@@ -11,7 +11,9 @@ from distill_lit.losses.sparse import gather_label_logprobs, teacher_label_logpr
 from distill_lit.losses.targets import SampledTarget, SpanTarget, SparseTarget, TopKTarget
 
 # measures of some of the tokens, and the measure that counts these where there is one
-METRIC_DENOMINATORS = {"teacher_nll": "in_spans", "student_span_nll": "in_spans", "own_reverse_kl": "on_policy_mask"}
+METRIC_DENOMINATORS = {"teacher_nll": "in_spans", "student_span_nll": "in_spans", "own_reverse_kl": "on_policy_mask",
+                       "engine_gap": "engine_tokens", "importance_ratio": "engine_tokens"}  # fmt: skip
+MAX_LOG_RATIO = 20.0
 
 
 def metric_denominator(name: str) -> str:
@@ -113,3 +115,19 @@ def compute_metric_sums(inputs: LossInputs) -> dict[str, Tensor]:
         teacher_top1 = teacher.ids[:, 0] if isinstance(teacher, TopKTarget) else teacher.argmax(-1)
         sums["agreement"] = (log_q.argmax(-1) == teacher_top1).sum().to(log_q.dtype)
     return sums
+
+
+def engine_gap_sums(logprobs: Tensor, engine_logprobs: Tensor) -> dict[str, Tensor]:
+    """How another engine that wrote a text differs from the model that learns from it: sums over its tokens of |log q −
+    log q_engine| (`engine_gap`), in nats, and of q / q_engine (`importance_ratio`), whose mean over drawn tokens is 1 where
+    both are one distribution; and how many tokens they are.
+
+    logprobs, engine_logprobs: (N,) of both for the same tokens, the engine's NaN where it did not write them.
+    """
+    known = ~engine_logprobs.isnan()
+    log_ratio = (logprobs - engine_logprobs)[known]
+    return {
+        "engine_gap": log_ratio.abs().sum(),
+        "importance_ratio": log_ratio.clamp(max=MAX_LOG_RATIO).exp().sum(),
+        "engine_tokens": known.sum().to(logprobs.dtype),
+    }

@@ -4,18 +4,23 @@ So what is drawn depends neither on what is written beside it nor on who compute
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from distill_lit.config.generation import LOCAL_BACKEND
+
 SAMPLING_VERSION = 2  # raise it when the same seed draws other tokens
 NUCLEUS_TOKENS = 256  # most probable tokens among which a nucleus is looked for before all are sorted
 
 
-def sampling_metadata(temperature: float) -> dict[str, int]:
-    """What beside the settings decides a text that is written here: how a seed draws. Nothing at temperature 0, where the
-    most probable tokens are the same whoever writes them."""
+def sampling_metadata(temperature: float, backend: str = LOCAL_BACKEND) -> dict[str, Any]:
+    """What beside the settings decides a text: how a seed draws here, and nothing at temperature 0, where the most probable
+    tokens are taken; or the name of another backend, which rounds and draws by itself."""
+    if backend != LOCAL_BACKEND:
+        return {"backend": backend}
     return {"sampling": SAMPLING_VERSION} if temperature else {}
 
 

@@ -49,6 +49,17 @@ def load_generation_config(folder: Path) -> "GenerationConfig":
         raise UserError(f"{folder / GENERATION_CONFIG_FILE}: {one_line_message(error)}") from error
 
 
+def model_without_weights(folder: Path) -> Any:
+    """The model in a folder on the meta device, which takes no memory, with its generation config."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(load_model_config(folder))
+    model.generation_config = load_generation_config(folder)
+    return model
+
+
 def generation_eos_token_ids(config: Any) -> list[int]:
     """The tokens at which `generate` stops under a generation config."""
     ids = config.eos_token_id

@@ -2,16 +2,16 @@
 
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 from safetensors.numpy import load_file, save_file
 
 from distill_lit.generation.request_log import RequestLogEntry
-from distill_lit.teachers.server_api import TopKScores
 from distill_lit.utils.files import atomic_write, parse_jsonl
 from distill_lit.utils.shards import append_line
 
 COSTS = "costs.jsonl"
+Said = TypeVar("Said", bound=tuple)
 
 
 class ScoreStore:
@@ -36,7 +36,7 @@ class ScoreStore:
     def add(self, entry: RequestLogEntry) -> None:
         """Keeps a reply and what it cost."""
         if entry["key"]:
-            scores: TopKScores = entry["scores"]
+            scores: NamedTuple = entry["scores"]
             with atomic_write(self._path(entry["key"])) as path:
                 save_file(scores._asdict(), path)
         if entry["cost"]:
@@ -47,9 +47,9 @@ class ScoreStore:
         """Whether a request has been answered."""
         return self._path(key).is_file()
 
-    def read(self, key: str) -> TopKScores:
-        """The answer to a request."""
-        return TopKScores(**load_file(self._path(key)))
+    def read(self, key: str, kind: type[Said]) -> Said:
+        """The answer to a request: a named tuple of arrays."""
+        return kind(**load_file(self._path(key)))
 
     def _path(self, key: str) -> Path:
         return self.folder / key[:2] / f"{key}.safetensors"

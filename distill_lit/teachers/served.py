@@ -10,7 +10,7 @@ What is asked
     Each document of a row by itself, as token ids, up to its last supervised token: packing stays here. Held-out rows are
     asked about like all others, unless the same model is here too (`teacher.server.local_validation`). `teacher.top_k: -1`
     asks for the whole distribution, which is long: about 4 bytes for each token of the vocabulary in the cache, and 80 on
-    the wire.
+    the wire. `teacher.server.outputs: hidden_states` gives it at the width of the model: `teachers/hidden_state_server.py`.
 
 What `teacher.model` is for
     Its tokenizer makes the rows and must number tokens as the server does, which is checked id by id. Its weights are not
@@ -29,25 +29,26 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.numpy import save_file
 from torch import Tensor
 
 from distill_lit.config import TeacherConfig
 from distill_lit.data import PackedDataset
 from distill_lit.data.packing import ChainedRows
 from distill_lit.generation.api_connection import check_api_key, check_asked_model, check_connection
-from distill_lit.losses.targets import TeacherTarget, TopKTarget
+from distill_lit.losses.targets import TeacherTarget
 from distill_lit.models import load_tokenizer
 from distill_lit.models.document_spans import document_ids_of
+from distill_lit.models.loading import torch_dtype
 from distill_lit.models.vocabulary import load_unpadded_vocab_size
 from distill_lit.teachers.base import CachedTeacherSource, CacheRows, TeacherCapabilities, TeacherContext
 from distill_lit.teachers.cache_shards import shard_rows
-from distill_lit.teachers.compression import CACHE_TOP_K, TeacherCacheFormat, top_k_arrays
+from distill_lit.teachers.compression import CACHE_HIDDEN_STATES, CACHE_TOP_K, TeacherCacheFormat
+from distill_lit.teachers.hidden_state_server import HiddenStateServer, load_lm_head
 from distill_lit.teachers.offline import OfflineTeacher
 from distill_lit.teachers.online import OnlineTeacher
 from distill_lit.teachers.registry import register_teacher
-from distill_lit.teachers.server import ScoreRequest, SupervisedDocument, TeacherServer, supervised_documents
-from distill_lit.teachers.server_api import WHOLE_DISTRIBUTION, TopKScores
+from distill_lit.teachers.server import SupervisedDocument, TeacherServer, supervised_documents
+from distill_lit.teachers.server_api import WHOLE_DISTRIBUTION
 from distill_lit.teachers.teacher_cache import (
     is_teacher_cache_complete,
     measure_bytes_per_token,
@@ -79,20 +80,19 @@ class ServedTeacher:
         self._thread = ThreadPoolExecutor(1, "served-teacher")  # asking is not for the main thread, which handles signals
 
     def to(self, device: torch.device) -> None:
-        """Nothing of it is here."""
+        """Moves what of it is here: at most a head."""
+        self.server.to(device)
 
     def prefetch(self, batch: dict[str, Tensor]) -> None:
         """Begins to ask about a batch of packed rows. What fails is asked again by the `target` that needs it."""
         documents = _documents(batch, batch["labels"][:, 1:] >= 0)
         self._thread.submit(lambda: self.server.ask(self.server.requests(documents)))
 
-    def target(self, batch: dict[str, Tensor], loss_mask: Tensor) -> TopKTarget:
-        """The k most probable tokens at the N positions that `loss_mask` (B, T − 1) marks."""
+    def target(self, batch: dict[str, Tensor], loss_mask: Tensor) -> TeacherTarget:
+        """What the server gives of the N positions that `loss_mask` (B, T − 1) marks."""
         requests = self.server.requests(_documents(batch, loss_mask))
         self._thread.submit(self.server.ask, requests).result()  # after what is on its way, which it need not ask again
-        scores = self.server.read(requests)
-        ids, logprobs, labels = (torch.from_numpy(array).to(loss_mask.device) for array in scores)
-        return TopKTarget(ids.long(), logprobs, labels)
+        return self.server.target(requests, loss_mask.device)
 
 
 class LocallyValidatedTeacher:
@@ -131,9 +131,9 @@ class ServedSource(CachedTeacherSource):
     """A model behind `teacher.server`."""
 
     def capabilities(self, config: TeacherConfig) -> TeacherCapabilities:
-        """The most probable tokens; live, of the student's own text too."""
+        """The most probable tokens, or all of them; live, of the student's own text too."""
         return TeacherCapabilities(
-            target_form="top_k",
+            target_form="dense" if _gives_states(config) else "top_k",
             needs_model=config.server.local_validation,
             needs_cache=not config.server.live,
             scores_student_text=config.server.live,
@@ -146,6 +146,14 @@ class ServedSource(CachedTeacherSource):
     def check(self, config: TeacherConfig) -> None:
         """Raises UserError for a server that cannot be asked."""
         super().check(config)
+        if _gives_states(config) and config.server.engine != "vllm":
+            raise UserError(
+                f"teacher.server.outputs: hidden_states are asked of vllm alone, and not of {config.server.engine}"
+            )
+        if _gives_states(config) and config.server.local_validation:
+            raise UserError(
+                "teacher.server.local_validation: hidden_states are the whole distribution of held-out rows too"
+            )
         if not config.top_k:
             raise UserError("teacher.top_k: 0 tokens say nothing; give how many, or -1 for the whole distribution")
         server = config.server
@@ -174,7 +182,7 @@ class ServedSource(CachedTeacherSource):
     def build(self, context: TeacherContext) -> OfflineTeacher | ServedTeacher | LocallyValidatedTeacher:
         """Reads the cache, or asks while the student trains. A damaged cache is written again first."""
         config = context.config.teacher.server
-        server = _server(context.config.teacher, context.model_folder)
+        server = _server_of(context)
         teacher = ServedTeacher(server) if config.live else _cached_teacher(context, server)
         if not config.local_validation:
             return teacher
@@ -183,19 +191,21 @@ class ServedSource(CachedTeacherSource):
         )
 
     def cache_label(self, config: TeacherConfig) -> str:
-        """Such as served-top_k_50."""
+        """Such as served-top_k_50, or served-hidden_states."""
+        if _gives_states(config):
+            return f"served-{CACHE_HIDDEN_STATES}"
         return f"served-top_k_{'all' if config.top_k == WHOLE_DISTRIBUTION else config.top_k}"
 
     def write_cache(self, context: TeacherContext, progress: ProgressCallback) -> dict[str, Any]:
         """Asks the server about all rows."""
-        server = _server(context.config.teacher, context.model_folder)
+        server = _server_of(context)
         with rank_zero_first():  # the others find it complete
             folder = _write(context, server, progress)
         rows = _all_rows(context)
         return {
             "teacher_cache": str(folder),
             "rows": len(rows),
-            "bytes_per_token": measure_bytes_per_token(folder, rows, _cache_format(server)),
+            "bytes_per_token": measure_bytes_per_token(folder, rows, server.cache_format),
             "served_model": server.identity(),
             "cost": round(server.store.total_cost, 6),
         }
@@ -205,20 +215,30 @@ class ServedSource(CachedTeacherSource):
         return is_teacher_cache_complete(Path(facts["teacher_cache"]), facts["rows"])
 
     def estimate_cache_bytes(self, config: TeacherConfig, model_config: Any, rows: CacheRows) -> int:
-        """A few numbers per supervised token, of held-out rows too."""
+        """Hidden states of all rows, or a few numbers per supervised token, of held-out rows too."""
+        if _gives_states(config):
+            per_state = torch_dtype(config.dtype).itemsize * int(model_config.get_text_config().hidden_size)
+            return (rows.train_positions + rows.validation_positions) * per_state
         size = int(model_config.get_text_config().vocab_size)
         k = size if config.top_k == WHOLE_DISTRIBUTION else config.top_k
         tokens = rows.supervised + (0 if config.server.local_validation else rows.validation_positions)
         return tokens * TeacherCacheFormat(CACHE_TOP_K, k).bytes_per_token(size)
 
 
-def _server(config: TeacherConfig, tokenizer_folder: Path) -> TeacherServer:
-    tokenizer = load_tokenizer(tokenizer_folder)
-    return TeacherServer(config.server, config.top_k, tokenizer, load_unpadded_vocab_size(tokenizer_folder))
+def _gives_states(config: TeacherConfig) -> bool:
+    return config.server.outputs == "hidden_states"
 
 
-def _cache_format(server: TeacherServer) -> TeacherCacheFormat:
-    return TeacherCacheFormat(CACHE_TOP_K, server.tokens_per_position)
+def _server_of(context: TeacherContext) -> TeacherServer:
+    return _server(context.config.teacher, context.model_folder)
+
+
+def _server(config: TeacherConfig, folder: Path) -> TeacherServer:
+    """folder: of `teacher.model`, for its tokenizer and, where hidden states are given, its head."""
+    tokenizer, vocab_size = load_tokenizer(folder), load_unpadded_vocab_size(folder)
+    if _gives_states(config):
+        return HiddenStateServer(config.server, load_lm_head(folder, torch_dtype(config.dtype), vocab_size), tokenizer)
+    return TeacherServer(config.server, config.top_k, tokenizer, vocab_size)
 
 
 def _cached_teacher(context: TeacherContext, server: TeacherServer) -> OfflineTeacher:
@@ -226,7 +246,7 @@ def _cached_teacher(context: TeacherContext, server: TeacherServer) -> OfflineTe
     with rank_zero_first():  # the others find it complete
         if not is_teacher_cache_complete(folder, len(rows)):
             _write(context, server)
-    return OfflineTeacher(folder, rows, None, 0, _cache_format(server))
+    return OfflineTeacher(folder, rows, server.lm_head, 0, server.cache_format)
 
 
 def _all_rows(context: TeacherContext) -> PackedDataset:
@@ -238,7 +258,8 @@ def _all_rows(context: TeacherContext) -> PackedDataset:
 
 def _metadata(context: TeacherContext, server: TeacherServer) -> dict[str, Any]:
     identity = {name: str(value) for name, value in server.identity().items()}
-    facts = teacher_cache_metadata(identity, context.data.fingerprint, torch.float16, _cache_format(server))
+    dtype = torch.float16 if server.lm_head is None else server.lm_head.weight.dtype
+    facts = teacher_cache_metadata(identity, context.data.fingerprint, dtype, server.cache_format)
     return {**facts, "rows": len(_all_rows(context))}
 
 
@@ -253,13 +274,11 @@ def _write(context: TeacherContext, server: TeacherServer, progress: ProgressCal
     if is_teacher_cache_complete(folder, len(rows)):
         return folder
     shards = Shards(folder)
-    parts, total = shard_rows(CACHE_TOP_K, len(rows)), len(rows) * rows.sequence_length
+    parts, total = shard_rows(server.cache_format.kind, len(rows)), len(rows) * rows.sequence_length
     for start in range(0, len(parts), SHARDS_PER_WAVE):
         wave = [(name, numbers) for name, numbers in parts[start : start + SHARDS_PER_WAVE]]
-        missing = {
-            name: server.requests(_documents_of_rows(rows, numbers)) for name, numbers in wave if not shards.is_intact(name)
-        }
-        requests = [request for found in missing.values() for request in found]
+        missing = {name: _asked(server, rows, numbers) for name, numbers in wave if not shards.is_intact(name)}
+        requests = [request for asked in missing.values() for request in asked["requests"]]
         before = wave[0][1][0] * rows.sequence_length
         tokens = (wave[-1][1][-1] + 1) * rows.sequence_length - before
 
@@ -268,21 +287,15 @@ def _write(context: TeacherContext, server: TeacherServer, progress: ProgressCal
                 progress("cache", before + int(tokens * min(1.0, done / count)), total, "tokens")
 
         server.ask(requests, advance)
-        shards.write_missing(
-            {name: functools.partial(_write_shard, server=server, requests=found) for name, found in missing.items()}
-        )
+        shards.write_missing({name: functools.partial(server.write_shard, **asked) for name, asked in missing.items()})
         advance(len(requests))
-    facts = {"cache_format": _cache_format(server).metadata(), "rows": len(rows), "shards": [name for name, _ in parts]}
+    facts = {"cache_format": server.cache_format.metadata(), "rows": len(rows), "shards": [name for name, _ in parts]}
     shards.write_manifest({**_metadata(context, server), **facts})
     return folder
 
 
-def _documents_of_rows(rows: PackedDataset, numbers: Sequence[int]) -> list[SupervisedDocument]:
+def _asked(server: TeacherServer, rows: PackedDataset, numbers: Sequence[int]) -> dict[str, Any]:
+    """What the writer of a shard of these rows needs: their documents, what is asked about them, and the shard's shape."""
     part = rows.take(np.array(numbers))
-    return supervised_documents(part.input_ids, part.document_ids, part.loss_mask)
-
-
-def _write_shard(path: Path, *, server: TeacherServer, requests: list[ScoreRequest]) -> None:
-    scores: TopKScores = server.read(requests)
-    ids, logprobs, labels = (torch.from_numpy(array) for array in scores)
-    save_file(top_k_arrays(ids, logprobs, labels, server.vocab_size), path)
+    documents = supervised_documents(part.input_ids, part.document_ids, part.loss_mask)
+    return {"documents": documents, "requests": server.requests(documents), "shape": part.input_ids.shape}

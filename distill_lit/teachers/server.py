@@ -12,13 +12,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+from safetensors.numpy import save_file
 
 from distill_lit.config import PriceConfig, TeacherServerConfig
 from distill_lit.generation.api_client import API
 from distill_lit.generation.api_connection import send_requests
 from distill_lit.generation.api_replies import RequestsAborted
 from distill_lit.generation.request_log import request_key
+from distill_lit.losses.lm_head import LMHead
+from distill_lit.losses.targets import TeacherTarget, TopKTarget
 from distill_lit.models.document_spans import document_spans
+from distill_lit.teachers.compression import CACHE_TOP_K, TeacherCacheFormat, top_k_arrays
 from distill_lit.teachers.score_store import MemoryReplies, ScoreStore
 from distill_lit.teachers.server_api import (
     WHOLE_DISTRIBUTION,
@@ -80,6 +85,8 @@ def supervised_documents(
 class TeacherServer:
     """The server of `teacher.server`. vocab_size: real tokens of `tokenizer`, which the student reads with."""
 
+    lm_head: LMHead | None = None  # where hidden states come
+
     def __init__(self, config: TeacherServerConfig, top_k: int, tokenizer: Any, vocab_size: int) -> None:
         self.config, self.top_k, self.tokenizer, self.vocab_size = config, top_k, tokenizer, vocab_size
         self._probe = tokenizer(PROBE_TEXT, add_special_tokens=False)["input_ids"]
@@ -91,6 +98,11 @@ class TeacherServer:
         """k, or all tokens."""
         return self.vocab_size if self.top_k == WHOLE_DISTRIBUTION else self.top_k
 
+    @property
+    def cache_format(self) -> TeacherCacheFormat:
+        """What a cache keeps of what it says."""
+        return TeacherCacheFormat(CACHE_TOP_K, self.tokens_per_position)
+
     def identity(self) -> dict[str, Any]:
         """What is known of the model behind the name: what it has said of the probe. Asks where nobody has asked before."""
         return self._recorded() or self.check()
@@ -101,7 +113,7 @@ class TeacherServer:
         Raises UserError where it cannot be asked, another model answers than before, tokens are numbered otherwise, or
         fewer log-probabilities are allowed than `top_k`.
         """
-        said = [round(float(value), 4) for value in self._ask_now(self._probe, 1, 1).label_logprobs]
+        said = [round(float(value), 4) for value in self._probe_logprobs()]
         with file_lock(self._identity_path):
             known = self._recorded()
             if not known:
@@ -123,11 +135,25 @@ class TeacherServer:
         bodies = {request.key: request.body for request in requests}
         self._send({key: body for key, body in bodies.items() if not self.store.holds(key)}, self.store, on_reply)
 
-    def read(self, requests: Iterable[ScoreRequest]) -> TopKScores:
+    def target(self, requests: Sequence[ScoreRequest], device: torch.device) -> TeacherTarget:
         """What it said of the supervised tokens of documents, one after the other."""
+        ids, logprobs, labels = (torch.from_numpy(array).to(device) for array in self._read(requests))
+        return TopKTarget(ids.long(), logprobs, labels)
+
+    def to(self, device: torch.device) -> None:
+        """Nothing of it is here."""
+
+    def write_shard(
+        self, path: Path, *, documents: Sequence[SupervisedDocument], requests: Sequence[ScoreRequest], shape: Sequence[int]
+    ) -> None:
+        """The file of a shard of the cache, of what was said of its documents. shape: (rows, T)."""
+        ids, logprobs, labels = (torch.from_numpy(array) for array in self._read(requests))
+        save_file(top_k_arrays(ids, logprobs, labels, self.vocab_size), path)
+
+    def _read(self, requests: Iterable[ScoreRequest]) -> TopKScores:
         parts = []
         for request in requests:
-            scores = self.store.read(request.key)
+            scores = self.store.read(request.key, TopKScores)
             parts.append(TopKScores(*(array[request.is_supervised] for array in scores)))
         if not parts:
             empty = np.zeros((0, self.tokens_per_position))
@@ -184,10 +210,19 @@ class TeacherServer:
 
     def _ask_now(self, ids: Sequence[int], first: int, top_k: int) -> TopKScores:
         """An answer that is not kept."""
-        request, replies = score_request(self.config.model, ids, first, top_k), MemoryReplies()
-        self._send({(key := request_key(request)): request}, replies)
-        scores: TopKScores = replies.reply(key)["scores"]
+        scores: TopKScores = self._reply(score_request(self.config.model, ids, first, top_k))["scores"]
         return scores
+
+    def _reply(self, request: dict[str, Any]) -> dict[str, Any]:
+        replies, key = MemoryReplies(), request_key(request)
+        self._send({key: request}, replies)
+        reply: dict[str, Any] = replies.reply(key)
+        return reply
+
+    def _probe_logprobs(self) -> list[float]:
+        """Its log-probabilities of the probe's tokens but the first."""
+        said: list[float] = self._ask_now(self._probe, 1, 1).label_logprobs.tolist()
+        return said
 
     def _check_same_model(self, known: Sequence[float], said: Sequence[float]) -> None:
         difference = float(np.abs(np.subtract(known, said)).mean()) if len(known) == len(said) else float("inf")

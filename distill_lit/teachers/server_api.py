@@ -4,6 +4,7 @@ A request is neutral, {model, prompt: token ids, max_tokens, top_k, first}, and 
 answers. `first` is the first token whose probability is wanted, from 1.
 """
 
+import base64
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,6 +28,18 @@ class TopKScores(NamedTuple):
     ids: np.ndarray
     logprobs: np.ndarray
     label_logprobs: np.ndarray
+
+
+class HiddenStates(NamedTuple):
+    """What a server has inside after reading P tokens that follow each other. states: (P, D) float32, after the final
+    norm."""
+
+    states: np.ndarray
+
+
+def hidden_state_request(model: str, ids: Sequence[int], first: int) -> dict[str, Any]:
+    """The request for hidden states of the tokens of `ids` from the place `first` on, from 0."""
+    return {"model": model, "prompt": list(ids), "max_tokens": 1, "outputs": "hidden_states", "first": first}
 
 
 def score_request(model: str, ids: Sequence[int], first: int, top_k: int) -> dict[str, Any]:
@@ -107,6 +120,34 @@ class SGLangScores:
         except (TypeError, KeyError, IndexError, ValueError, AttributeError):
             raise MalformedReply(MALFORMED_REPLY_MESSAGE) from None
         return {"scores": collect_scores(request, places, self.vocab_size)}
+
+
+class VLLMHiddenStates:
+    """The states of every token, by /pooling of a vLLM server that is started with `--runner pooling --convert embed`.
+    width: of the model."""
+
+    keeps_refusals = False
+
+    def __init__(self, base_url: str, width: int) -> None:
+        self.url, self.width = f"{server_root(base_url)}/pooling", width
+
+    async def ask(self, client: Any, request: dict[str, Any]) -> Any:
+        """Asks for the states as they are, in binary."""
+        body = {"model": request["model"], "input": request["prompt"], "task": "token_embed", "use_activation": False}
+        body |= {"encoding_format": "base64", "embed_dtype": "float32", "endianness": "little"}
+        return json.loads(await client.post(self.url, cast_to=str, body=body))
+
+    def read(self, request: dict[str, Any], raw: Any) -> dict[str, Any]:
+        """{scores}. Raises RequestsAborted for other than all tokens, MalformedReply for what are no numbers."""
+        try:
+            content = base64.b64decode(raw["data"][0]["data"], validate=True)
+            states = np.frombuffer(content, "<f4").reshape(-1, self.width)
+        except (TypeError, KeyError, IndexError, ValueError, AttributeError):
+            raise MalformedReply(MALFORMED_REPLY_MESSAGE) from None
+        check_length(len(states), len(request["prompt"]))
+        if not np.isfinite(states).all():
+            raise MalformedReply("it gives hidden states that are no finite numbers")
+        return {"scores": HiddenStates(states[request["first"] :].astype(np.float32))}
 
 
 class Detokenized:

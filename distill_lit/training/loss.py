@@ -43,6 +43,7 @@ from distill_lit.losses import (
     label_logprobs_from_hidden,
 )
 from distill_lit.losses.lm_head import get_lm_head
+from distill_lit.losses.reduction import engine_gap_sums
 from distill_lit.losses.targets import IGNORE_INDEX, CrossTokenizerTarget
 from distill_lit.models.activations import Activations, LayersByKind, capture_activations
 from distill_lit.models.document_spans import document_ids_of
@@ -131,7 +132,8 @@ class DistillationLoss(nn.Module):
             student: a causal language model.
             batch: `input_ids`, `labels` (not shifted, −100 where nothing is predicted) and perhaps `attention_mask`, each
                 (B, T); or packed rows with `position_ids` and `document_ids`. `on_policy_mask`, (B, T) bool, marks tokens
-                that the student wrote, for losses that ask.
+                that the student wrote, for losses that ask; `engine_logprobs`, (B, T), what has written them said of them,
+                NaN elsewhere.
             progress: share of the training that is done, for scheduled weights and temperatures.
             denominator: scalar, supervised tokens of the optimizer step; None: `step_tokens` of the batch where it has
                 them, else the supervised tokens of this batch.
@@ -173,6 +175,11 @@ class DistillationLoss(nn.Module):
                 kernel=settings.kernel,
                 compute_metrics=compute_metrics,
             )
+            if compute_metrics and "engine_logprobs" in batch:
+                with torch.no_grad():
+                    logprobs = label_logprobs_from_hidden(hidden.to(dtype), lm_head, labels, settings.chunk_size)
+                sums = engine_gap_sums(logprobs, batch["engine_logprobs"][:, 1:][loss_mask])
+                losses = losses._replace(metric_sums=losses.metric_sums | sums)
         if self.feature_alignment is not None:
             with torch.autocast(hidden.device.type, enabled=False):
                 sums = self.feature_alignment(student_states, teacher_states, document_ids_of(batch), loss_mask)

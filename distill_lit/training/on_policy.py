@@ -19,6 +19,7 @@ from transformers import LogitsProcessor
 from distill_lit.config import OnPolicyConfig
 from distill_lit.config.on_policy import ADAPTIVE
 from distill_lit.generation.sampling import GeneratedSequence, SamplingParams, generate_batch
+from distill_lit.generation.vllm_engine import VLLMEngine
 from distill_lit.losses.targets import IGNORE_INDEX
 from distill_lit.models.packed_forward import PackedBatch
 from distill_lit.utils.distributed.ranks import all_gather_object, get_rank, get_world_size
@@ -28,6 +29,7 @@ from distill_lit.utils.text_statistics import TextSums, add_sums, sum_texts
 ADAPTIVE_FRACTION_STEP = 0.1  # of the adaptive share, each time validation gets worse
 # what is logged of student text, besides its time
 ON_POLICY_METRICS = ("length", "finished", "distinct_1", "distinct_2", "repetition", "replayed")
+ENGINE_LOGPROBS = "engine_logprobs"  # (B, T) of a batch: what wrote it said of its tokens; NaN where nobody has said it
 
 
 class TokenizedPrompt(NamedTuple):
@@ -50,16 +52,17 @@ class OnPolicyGenerator:
         teacher_model: Any,
         seed: int,
         max_steps: int,
+        engine: VLLMEngine | None = None,
     ) -> None:
         """`eos_token_ids`: tokens that end a text; `vocab_size`: real tokens; `teacher_model`: the model, for
-        `teacher_mix_fraction`; `max_steps`: of the whole training."""
+        `teacher_mix_fraction`; `max_steps`: of the whole training; `engine`: what writes in the student's place."""
         self.config, self.eos_token_ids, self.vocab_size, self.teacher_model = (
             config,
             eos_token_ids,
             vocab_size,
             teacher_model,
         )
-        self.seed, self.max_steps = seed, max_steps
+        self.seed, self.max_steps, self.engine = seed, max_steps, engine
         self.fraction = 0.0 if config.fraction == ADAPTIVE else float(config.fraction)
         self._best_validation_loss = float("inf")  # smallest validation loss so far
         self._replay_buffer: list[PackedBatch] = []
@@ -79,6 +82,7 @@ class OnPolicyGenerator:
         new_batch, metrics = generated or (self.mark_corpus_text(batch), {})
         if generated is not None:
             new_batch["step_tokens"] = new_batch["step_tokens"] * micro_batches
+        new_batch.setdefault(ENGINE_LOGPROBS, _unknown_logprobs(new_batch))  # all ranks measure the same
         self.update_metrics(metrics, new_batch["input_ids"].device)
         return new_batch
 
@@ -101,7 +105,9 @@ class OnPolicyGenerator:
         # replay fades: at the end every text is new (Ko et al. 2024, 2402.03898 §3.2)
         if len(self._replay_buffer) == self.config.replay_buffer_size > 0 and draw.random() < 1 - step / self.max_steps:
             kept = self._replay_buffer[int(draw.integers(len(self._replay_buffer)))]
-            return {name: value.to(batch["input_ids"].device) for name, value in kept.items()}, {"replayed": 1.0}
+            # what wrote it had other weights than the student has now
+            names = [name for name in kept if name != ENGINE_LOGPROBS]
+            return {name: kept[name].to(batch["input_ids"].device) for name in names}, {"replayed": 1.0}
         start = time.perf_counter()
         prompts = _sample_prompts(batch, self.config, draw)
         if not prompts:
@@ -110,6 +116,8 @@ class OnPolicyGenerator:
             student,
             [prompt.token_ids for prompt in prompts.values()],
             derive_seed(self.seed, step, part * get_world_size() + get_rank()),
+            step,
+            batch["input_ids"].shape[1],
         )
         fresh = _build_batch(prompts, written, batch)
         if self.config.replay_buffer_size:
@@ -152,6 +160,11 @@ class OnPolicyGenerator:
             self.fraction = min(1.0, round(self.fraction + ADAPTIVE_FRACTION_STEP, 6))
         self._best_validation_loss = min(self._best_validation_loss, loss)
 
+    def close(self) -> None:
+        """Ends the engine, where there is one."""
+        if self.engine is not None:
+            self.engine.close()
+
     def state_dict(self) -> dict[str, Any]:
         """The adaptive share, the best validation loss, the texts that each rank keeps for replay: all ranks call this."""
         return {
@@ -165,8 +178,15 @@ class OnPolicyGenerator:
         self.fraction, self._best_validation_loss = float(state["fraction"]), float(state["best"])
         self._replay_buffer = list(state["replay_buffer"][get_rank()])
 
-    def _write(self, student: Any, prompts: list[list[int]], seed: int) -> list[GeneratedSequence]:
+    def _write(
+        self, student: Any, prompts: list[list[int]], seed: int, step: int, max_length: int
+    ) -> list[GeneratedSequence]:
+        """Continuations by the weights after `step` optimizer steps; max_length: tokens of the longest row."""
         config, was_training = self.config, student.training
+        sampling = SamplingParams(config.temperature, config.top_p, config.max_new_tokens)
+        if self.engine is not None:
+            self.engine.use_weights(student, step, max_length)
+            return self.engine.generate(prompts, self.eos_token_ids, sampling, seed, self.vocab_size)
         extra = (
             [_TeacherMix(self.teacher_model, config.teacher_mix_fraction, self.vocab_size)]
             if config.teacher_mix_fraction
@@ -174,7 +194,6 @@ class OnPolicyGenerator:
         )
         student.eval()
         try:
-            sampling = SamplingParams(config.temperature, config.top_p, config.max_new_tokens)
             return generate_batch(student, prompts, self.eos_token_ids, sampling, seed, extra, self.vocab_size)
         finally:
             student.train(was_training)
@@ -215,6 +234,7 @@ def _build_batch(
         generated_batch[name][rows] = empty
     no_prompt = torch.full_like(generated_batch["rows"], -1)
     generated_batch |= {"prompt_rows": no_prompt, "prompt_ends": no_prompt.clone()}
+    logprobs = _unknown_logprobs(generated_batch)
     for row, text in zip(rows, sequences, strict=True):
         prompt = prompts[row].token_ids
         generated_batch["prompt_rows"][row] = template_batch["rows"][row]
@@ -224,14 +244,20 @@ def _build_batch(
         generated_batch["document_ids"][row, : len(token_ids)] = 1
         generated_batch["position_ids"][row, : len(token_ids)] = torch.arange(len(token_ids))
         on_policy_mask[row, len(prompt) : len(token_ids)] = True
+        logprobs[row, len(prompt) : len(token_ids)] = torch.tensor(text.logprobs[: len(token_ids) - len(prompt)])
         if "corpus_ids" in generated_batch:
             generated_batch["corpus_ids"][row] = prompts[row].corpus_id
     generated_batch["labels"][on_policy_mask] = generated_batch["input_ids"][on_policy_mask]
     generated_batch |= {
         "on_policy_mask": on_policy_mask,
+        ENGINE_LOGPROBS: logprobs,
         "step_tokens": (generated_batch["labels"][:, 1:] != IGNORE_INDEX).sum(),
     }
     return {name: value.to(device) for name, value in generated_batch.items()}
+
+
+def _unknown_logprobs(batch: Mapping[str, Tensor]) -> Tensor:
+    return torch.full_like(batch["input_ids"], torch.nan, dtype=torch.float32)
 
 
 class _TeacherMix(LogitsProcessor):  # type: ignore[misc]

@@ -1,5 +1,6 @@
 """A model behind `mock_openai_server`, which answers as vLLM's and SGLang's servers do about the tokens of a prompt."""
 
+import base64
 from collections.abc import Callable
 from typing import Any
 
@@ -33,6 +34,23 @@ def vllm(model: Any, tokenizer: Any, max_logprobs: int = MAX_LOGPROBS) -> Callab
             places.append({str(token): {"logprob": float(row[token]), "decoded_token": "?"} for token in kept})
         choice = {"index": 0, "text": "x", "finish_reason": "length", "prompt_logprobs": places}
         return 200, {"choices": [choice], "usage": {"prompt_tokens": len(ids), "completion_tokens": 1}}, {}
+
+    return answer
+
+
+def vllm_pooling(model: Any, tokenizer: Any, change: Callable[[Any], Any] = lambda states: states) -> Callable[..., Reply]:
+    """Answers to /pooling with the states (T, D) of every token after the final norm, and to /detokenize."""
+
+    def answer(body: dict[str, Any], number: int) -> Reply:
+        if "tokens" in body:
+            return 200, {"prompt": tokenizer.decode(body["tokens"])}, {}
+        asked = (body["task"], body["use_activation"], body["encoding_format"], body["embed_dtype"], body["endianness"])
+        assert asked == ("token_embed", False, "base64", "float32", "little")
+        with torch.no_grad():
+            states = change(model.model(torch.tensor([body["input"]])).last_hidden_state[0].float()).numpy()
+        data = base64.b64encode(states.astype("<f4").tobytes()).decode()
+        usage = {"prompt_tokens": len(body["input"]), "completion_tokens": 0}
+        return 200, {"data": [{"index": 0, "data": data}], "usage": usage}, {}
 
     return answer
 

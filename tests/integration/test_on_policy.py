@@ -109,7 +109,7 @@ def test_a_text_in_a_chat_ends_with_its_turn(tmp_path: Path, tiny_teacher: Path)
     turn, end = (tokenizer.convert_tokens_to_ids(token) for token in ("<|im_end|>", "<|endoftext|>"))
     for corpus, ends in (([], {end, 2}), (["data.corpora.piqa.messages=m"], {end, turn, 2})):
         config = load_experiment(QUICK, ["teacher.source=online", "on_policy.fraction=1", *corpus])
-        made = _build_on_policy_text(config, load_model(tiny_teacher), VOCABULARY, tmp_path, None, 1)
+        made = _build_on_policy_text(config, load_model(tiny_teacher), VOCABULARY, tmp_path, None, 1, tmp_path / "log")
         assert set(made.eos_token_ids) == ends
 
 
@@ -265,6 +265,8 @@ def test_a_student_learns_from_its_own_text(
         "time_share",
         "fraction",
         "replayed",
+        "engine_gap",
+        "importance_ratio",
     )
     assert logged == {f"on_policy/{name}" for name in names}
     assert 0 < final["on_policy/time_share"] <= 1

@@ -8,6 +8,9 @@ import lightning as L
 from distill_lit.losses import Objective
 from distill_lit.training.callbacks.throughput import TokenThroughput
 
+# {what it is called of text that the student wrote: what the loss calls it}
+OWN_TEXT_METRICS = {"reverse_kl": "own_reverse_kl", "engine_gap": "engine_gap", "importance_ratio": "importance_ratio"}
+
 
 def is_logging_step(trainer: L.Trainer) -> bool:
     """Whether the optimizer step that is being made is logged: every `log_every_n_steps`, from the first on."""
@@ -40,7 +43,9 @@ class StepLogger(L.Callback):
         speed, seconds = throughput.measure(trainer, module.device)
         if module.on_policy_generator is not None:
             found = module.on_policy_generator.pop_metrics(seconds)
-            found["reverse_kl"] = values.pop("train/own_reverse_kl", math.nan)
+            for name, measured in OWN_TEXT_METRICS.items():
+                found[name] = values.pop(f"train/{measured}", math.nan)
+            values.pop("train/engine_tokens", None)
             values |= {f"on_policy/{name}": value for name, value in found.items() if not math.isnan(value)}
         return {**values, **speed, "train/gradient_norm": float(module.gradient_norm)}
 

@@ -152,6 +152,17 @@ def test_ranks_that_share_out_the_same_rows_are_the_same_run() -> None:
     assert names(*shared, *written)["deep"] != names(*one, *written)["deep"]
 
 
+def test_what_writes_a_text_decides_it_and_how_that_is_run_does_not() -> None:
+    written = ("on_policy.fraction=0.5",)
+    by_vllm = (*written, "generation.backend=vllm")
+    assert names(*by_vllm)["deep"] != names(*written)["deep"]
+    assert names(*by_vllm, "generation.kv_cache_gib=9.5", "generation.vllm_python=/x", "generation.eager=true") == names(
+        *by_vllm
+    )
+    assert names(*written, "generation.backend=auto") == names(*written)  # where it is not installed
+    assert names("generation.backend=vllm") == names()  # nobody writes
+
+
 @pytest.mark.parametrize(
     ("change", "new"),
     [

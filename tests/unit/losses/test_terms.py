@@ -1,5 +1,6 @@
 """Losses as objects, weighted sums, schedules, and losses of one's own under the laws of ours."""
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from distill_lit import losses
 from distill_lit.config import TermConfig
 from distill_lit.losses import FEATURE_LOSSES, LOGIT_LOSSES, build_objective, distillation_loss
-from distill_lit.losses.reduction import TokenLogits, apply_temperature, compute_metric_sums
+from distill_lit.losses.reduction import TokenLogits, apply_temperature, compute_metric_sums, engine_gap_sums
 from distill_lit.utils.exceptions import UserError
 
 CLASSES = [
@@ -197,3 +198,12 @@ def test_draft_acceptance_is_what_speculative_decoding_accepts() -> None:
     assert float(accepted.float().mean()) == pytest.approx(found, abs=0.01)
     same = apply_temperature(TokenLogits(p.log()[None], p.log()[None], torch.tensor([0])), None)
     assert float(compute_metric_sums(same)["draft_acceptance"]) == pytest.approx(1.0)
+
+
+def test_the_gap_between_engines_is_of_the_tokens_that_one_of_them_wrote() -> None:
+    """By hand: differences of 0.5 and −1 on two tokens of three."""
+    ours, theirs = torch.tensor([-1.0, -3.0, -2.0]), torch.tensor([-1.5, -2.0, torch.nan])
+    sums = engine_gap_sums(ours, theirs)
+    assert sums["engine_tokens"] == 2
+    assert float(sums["engine_gap"]) == pytest.approx(1.5)
+    assert float(sums["importance_ratio"]) == pytest.approx(math.exp(0.5) + math.exp(-1))
