@@ -120,6 +120,28 @@ def test_training_brings_the_student_nearer(tmp_path: Path, tiny_teacher: Path, 
     assert final["validation/teacher_kl"] < 0.7 * start
 
 
+def test_held_out_rows_are_asked_once_and_metrics_stay_equal_to_the_bit(
+    tmp_path: Path, tiny_teacher: Path, prepared: data.PreparedData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Six steps with validations before the first and after the third and sixth; its rows are few batches of eight."""
+    held_out = -(-len(prepared.validation) // 8)
+
+    def metrics_and_questions(name: str) -> tuple[str, int]:
+        teacher, asked = OnlineTeacher(load_model(tiny_teacher), VOCABULARY), []
+        target = teacher.target
+        teacher.target = lambda *args: (asked.append(1), target(*args))[1]  # type: ignore[method-assign]
+        run(tmp_path / name, tiny_teacher, prepared, replace(TRAINING, val_check_interval=0.5), signal=teacher)
+        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        return "\n".join(line for line in lines if "validation/" in line), len(asked)
+
+    kept, few = metrics_and_questions("kept")
+    monkeypatch.setattr("distill_lit.training.distiller.is_frozen", lambda _: False)
+    asked_anew, many = metrics_and_questions("asked")
+    assert kept == asked_anew
+    assert kept.count("validation/teacher_kl") == 3
+    assert (few, many) == (6 + held_out, 6 + 3 * held_out)
+
+
 def test_teacher_is_untouched(tmp_path: Path, tiny_teacher: Path, prepared: data.PreparedData) -> None:
     before, teacher = hashes_of(tiny_teacher), load_model(tiny_teacher)
     start = weights(teacher).clone()

@@ -224,6 +224,29 @@ def test_minutes_of_a_student_are_those_of_its_parts(
     assert 60 * more.parts["training"] == pytest.approx(4 * forward * 128 / 5e5 + size.parameters / 1e5)
 
 
+@pytest.mark.parametrize(("source", "readings"), [("online", 1), ("self", 1), ("ema", 3)])
+def test_a_teacher_that_does_not_change_reads_held_out_rows_once(
+    tmp_path: Path, tiny_teacher: Path, tiny_corpus: Path, machine: list[int], source: str, readings: int
+) -> None:
+    """Three rows of 32 tokens, two steps: validated before the first and after each; the lm_head's product is new each
+    time."""
+    kl = "objective.terms={kl: {kind: forward_kl}}"
+    config = load(
+        tmp_path, tiny_teacher, tiny_corpus, kl, f"teacher.source={source}", "training.max_tokens=256",
+        "training.val_check_interval=0.5", "baselines=[]",
+    )  # fmt: skip
+    run = run_of(config, "distilled")
+    architectures = Architectures([run])
+    student = architectures.student(run).size
+    teacher = architectures.teacher(run).size if source == "online" else student
+    found = estimate_runs([run])[run.name]
+    assert found is not None
+    head = 2 * teacher.lm_head_parameters
+    backbone = teacher.flops_per_token() - head
+    expected = 3 * 32 * (3 * student.flops_per_token() + readings * backbone + 3 * head)
+    assert 60 * found.parts["validation"] == pytest.approx(expected / 1e6)
+
+
 def test_probes_and_answers_are_counted(tmp_path: Path, tiny_teacher: Path, tiny_corpus: Path, machine: list[int]) -> None:
     """GSM8K lets a model write 256 tokens, and shows it five examples; a student reads probes beside its teacher; a group
     is as many tasks as it has."""
