@@ -113,8 +113,8 @@ def _estimate_model(run: Run, architectures: Architectures, pace: Pace) -> Estim
     """Training, validations, evaluation, and what every run takes whatever its size."""
     config, is_model = run.config, bool(run.student or run.model_reference)
     student = (architectures.student(run) if is_model else architectures.teacher(run)).size
-    tokens = _training_tokens(config) if run.is_trained else 0
-    teacher_flops = sum(_teacher_flops_per_token(run, architectures, student)) if run.student else 0.0
+    tokens = training_tokens(config) if run.is_trained else 0
+    teacher_flops = sum(teacher_pass_flops(run, architectures, student)) if run.student else 0.0
     steps = optimizer_steps(config.training, config.data.sequence_length) if tokens else 0
     forward, validated, work = student.flops_per_token(), _validation_tokens(run), EvaluationWork.of(config, steps)
     teacher_validation = _teacher_validation_flops(run, architectures, student, validated)
@@ -175,7 +175,7 @@ def _teacher_validation_flops(run: Run, architectures: Architectures, student: M
     teachers that do not change."""
     if not run.student:
         return 0.0
-    backbones, lm_heads = _teacher_flops_per_token(run, architectures, student)
+    backbones, lm_heads = teacher_pass_flops(run, architectures, student)
     follows = any(teacher_capabilities(fields).follows_student for fields in asked_teachers(run.config).values())
     read = validated if follows else min(validated, _held_out_tokens(run.config))
     return backbones * read + lm_heads * validated
@@ -272,12 +272,13 @@ def _on_policy_flops(config: ExperimentConfig, student: ModelSize, tokens: int) 
     return student.flops_per_token() * share * tokens / config.data.sequence_length * config.on_policy.max_new_tokens
 
 
-def _training_tokens(config: ExperimentConfig) -> int:
+def training_tokens(config: ExperimentConfig) -> int:
+    """Positions that a student reads in its training, padding included."""
     per_step = rows_per_step(config.training) * config.data.sequence_length
     return optimizer_steps(config.training, config.data.sequence_length) * per_step
 
 
-def _teacher_flops_per_token(run: Run, architectures: Architectures, student: ModelSize) -> tuple[float, float]:
+def teacher_pass_flops(run: Run, architectures: Architectures, student: ModelSize) -> tuple[float, float]:
     """(of their backbones, of their lm_heads): forward arithmetic of all teachers per training token; of several as if each
     read every row."""
     config, backbones, lm_heads = run.config, 0.0, 0.0

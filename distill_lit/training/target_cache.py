@@ -1,7 +1,7 @@
 """What a frozen teacher says of held-out rows: the same in every validation of a training, so it is asked once.
 
-A batch is known by its content, whatever loader it comes from. Of a whole distribution the hidden states are kept, D numbers
-a token, and the lm_head makes the logits anew: V numbers a token would be a hundred times as much.
+A batch is known by its content, whatever loader it comes from. Of a whole distribution the hidden states are kept, D
+numbers a token, and the lm_head makes the logits anew: V numbers a token would be a hundred times as much.
 """
 
 import hashlib
@@ -40,8 +40,8 @@ class TargetCache:
             return answer
         leaves, devices, spec = self._answers[key]
         placed = [leaf if device is None else leaf.to(device) for leaf, device in zip(leaves, devices, strict=True)]
-        answer: TeacherAnswer = tree_unflatten(placed, spec)
-        return answer
+        known: TeacherAnswer = tree_unflatten(placed, spec)
+        return known
 
     def _keep(self, key: bytes, answer: TeacherAnswer) -> None:
         # the lm_head is the teacher's own, and no part of what it says
@@ -54,7 +54,7 @@ class TargetCache:
 
 
 def is_frozen(teacher: Any) -> bool:
-    """Whether a teacher says the same of the same batch throughout a training: none of its weights follows the student's."""
+    """Whether a teacher says the same of a batch throughout a training: none of its weights follows the student's."""
     return not (isinstance(teacher, StudentFollowingTeacher) and teacher.state_dict())
 
 
@@ -64,7 +64,7 @@ def _content_key(batch: dict[str, Any]) -> bytes:
         value = batch[name]
         if isinstance(value, Tensor):
             digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-            digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+            digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
         else:
             digest.update(f"{name} {value!r}".encode())
     return digest.digest()

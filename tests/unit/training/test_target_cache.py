@@ -26,7 +26,9 @@ class Asked:
 
     def __call__(self) -> TeacherAnswer:
         states = torch.randn(5, 4, dtype=torch.bfloat16)
-        mixed = MixtureTarget(("a",), "arithmetic", torch.ones(5, 1), (DenseTarget(states, HEAD),), (torch.arange(5),), None)
+        mixed = MixtureTarget(
+            ("a",), "arithmetic", torch.ones(5, 1), (DenseTarget(states, HEAD),), (torch.arange(5),), None
+        )
         self.answers.append((mixed, {("hidden_states", 0): torch.randn(1, 5, 4)}))
         return self.answers[-1]
 
