@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.distillation import LENGTH, SETTINGS, TERMS, TRAINING, VOCABULARY, new_student, run, weights
+from helpers.distillation import LENGTH, SETTINGS, STEPS, TERMS, TRAINING, VOCABULARY, new_student, run, weights
 
 from distill_lit import data
 from distill_lit.config import TermConfig, TrainingConfig
@@ -82,13 +82,13 @@ def test_compiling_the_body_does_not_change_the_training(
 @pytest.mark.slow
 @pytest.mark.skipif(not can_compile(torch.device("cpu")), reason="no C++ compiler here")
 def test_a_compiled_training_resumes_bit_for_bit(tmp_path: Path, tiny_teacher: Path, prepared: data.PreparedData) -> None:
-    """Dropout on, cut off after the fourth of six steps; the last two are made by another student, compiled anew."""
-    training = replace(TRAINING, compile="always", checkpoint_interval=4, keep_checkpoints=True)
+    """Dropout on, cut off after one of the first steps; the others are made by another student, compiled anew."""
+    training = replace(TRAINING, compile="always", checkpoint_interval=2)
     whole, _ = run(tmp_path / "a", tiny_teacher, prepared, training, dropout=0.1)
     (tmp_path / "b" / "checkpoints").mkdir(parents=True)
     (tmp_path / "a" / "metrics.jsonl").rename(tmp_path / "b" / "metrics.jsonl")
     cut = min((tmp_path / "a" / "checkpoints").glob("*.ckpt"), key=checkpoint_step)
-    assert checkpoint_step(cut) == 4
+    assert 0 < checkpoint_step(cut) < STEPS
     cut.rename(tmp_path / "b" / "checkpoints" / cut.name)
     torch._dynamo.reset()
     again, _ = run(tmp_path / "b", tiny_teacher, prepared, training, dropout=0.1)

@@ -12,6 +12,7 @@ from distill_lit.config import ExperimentConfig, load_experiment
 from distill_lit.data import prepare_datasets
 from distill_lit.experiment import estimate, memory_estimate, pace
 from distill_lit.experiment.architectures import Architectures
+from distill_lit.experiment.compilation import _backbone_work
 from distill_lit.experiment.estimate import Estimate, estimate_runs, require_disk_space
 from distill_lit.experiment.evaluation_estimate import EvaluationWork
 from distill_lit.experiment.memory_estimate import Memory, estimate_memory, peak_memory_bytes
@@ -245,6 +246,22 @@ def test_a_teacher_that_does_not_change_reads_held_out_rows_once(
     backbone = teacher.flops_per_token() - head
     expected = 3 * 32 * (3 * student.flops_per_token() + readings * backbone + 3 * head)
     assert 60 * found.parts["validation"] == pytest.approx(expected / 1e6)
+
+
+def test_what_compiling_could_speed_up_is_the_work_of_the_backbones(
+    tmp_path: Path, tiny_teacher: Path, tiny_corpus: Path, machine: list[int]
+) -> None:
+    """256 tokens: three passes of the student at 5e5 a second, one of an online teacher at 1e6, without the lm_heads."""
+    changes = ["objective.terms={kl: {kind: forward_kl}}", "training.max_tokens=256", "baselines=[]"]
+    for source, asks in (("online", True), ("offline", False), ("self", False)):
+        config = load(tmp_path, tiny_teacher, tiny_corpus, *changes, f"teacher.source={source}")
+        run = run_of(config, "distilled")
+        architectures = Architectures([run])
+        student, teacher = architectures.student(run).size, architectures.teacher(run).size
+        work = _backbone_work(run, architectures, pace.Pace.of([run]))
+        assert work.student_seconds == pytest.approx(3 * 256 * student.flops_per_token(head=False) / 5e5)
+        assert work.teacher_seconds == pytest.approx(asks * 256 * teacher.flops_per_token(head=False) / 1e6)
+        assert (work.student_layers, work.teacher_layers) == (student.layers, asks * teacher.layers)
 
 
 def test_probes_and_answers_are_counted(tmp_path: Path, tiny_teacher: Path, tiny_corpus: Path, machine: list[int]) -> None:
