@@ -125,7 +125,7 @@ def new_distiller(dtype: torch.dtype, device: torch.device, quick: bool, compile
     folder = model_folder(reference or TEACHER)
     shape = StudentConfig(num_layers=2 if quick else 6, layers="uniform")
     student = initial_student(shape, folder, CalibrationData([], ""), seed=0).to(device).train()
-    training, vocab_size = TrainingConfig(compile=compiled), lm_head_rows(student)
+    training, vocab_size = TrainingConfig(compile="always" if compiled else "never"), lm_head_rows(student)
     prepare_student(student, training)
     teacher = OnlineTeacher(load_model(folder, dtype).to(device), vocab_size, compiled)
     # a constant learning rate: the schedule would need a Trainer

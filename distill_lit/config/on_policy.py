@@ -40,7 +40,7 @@ def check_on_policy(config: OnPolicyConfig, teacher: str, scores_student_text: b
             f"on_policy.fraction: {teacher} cannot score text that the student has just written; choose an online teacher"
         )
     if compiled:
-        raise UserError("on_policy.fraction: the student cannot write while training.compile is set")
+        raise UserError("on_policy.fraction: the student cannot write while training.compile is always")
 
 
 def is_on_policy_enabled(config: OnPolicyConfig) -> bool:

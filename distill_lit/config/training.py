@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from distill_lit.config.fields import MAX_TOKENS, Bool, Count, Float, Int, Temperature, Text, Weight, config_section
 
@@ -52,6 +52,11 @@ class ObjectiveConfig:
     )
 
 
+def _compile_word(value: Any) -> Any:
+    """always and never for true and false, which plans of finished experiments have."""
+    return {"true": "always", "false": "never"}.get(value, value) if isinstance(value, str) else value
+
+
 @config_section
 class TrainingConfig:
     """How one student is trained."""
@@ -82,7 +87,11 @@ class TrainingConfig:
         "by which the model reads rightly, else the mask",
     )
     gradient_checkpointing: Bool = Field(default=False, description="recompute activations to save memory")
-    compile: Bool = Field(default=False, description="torch.compile the student's backbone, and an online teacher's")
+    compile: Annotated[Literal["auto", "always", "never"], BeforeValidator(_compile_word)] = Field(
+        default="auto",
+        description="torch.compile of the student's backbone, and an online teacher's; auto: where it saves more time than "
+        "it takes, as measured on this machine; not on several ranks or a cluster",
+    )
     val_check_interval: Float = Field(default=0.25, gt=0, le=1, description="share of the steps between validations")
     checkpoint_interval: Count = Field(default=100, ge=1, description="optimizer steps between checkpoints")
     log_every_n_steps: Count = Field(default=1, ge=1, description="optimizer steps between logged points")

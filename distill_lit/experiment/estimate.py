@@ -113,10 +113,11 @@ def _estimate_model(run: Run, architectures: Architectures, pace: Pace) -> Estim
     """Training, validations, evaluation, and what every run takes whatever its size."""
     config, is_model = run.config, bool(run.student or run.model_reference)
     student = (architectures.student(run) if is_model else architectures.teacher(run)).size
-    tokens = _training_tokens(config) if run.is_trained else 0
-    teacher_flops = _teacher_flops_per_token(run, architectures, student) if run.student else 0.0
+    tokens = training_tokens(config) if run.is_trained else 0
+    teacher_flops = sum(teacher_pass_flops(run, architectures, student)) if run.student else 0.0
     steps = optimizer_steps(config.training, config.data.sequence_length) if tokens else 0
     forward, validated, work = student.flops_per_token(), _validation_tokens(run), EvaluationWork.of(config, steps)
+    teacher_validation = _teacher_validation_flops(run, architectures, student, validated)
     read, answered = _reading_flops(run, work, forward, architectures), forward * work.written_tokens
     written = _on_policy_flops(config, student, tokens)
     recomputed = 1 if config.training.gradient_checkpointing else 0
@@ -127,7 +128,7 @@ def _estimate_model(run: Run, architectures: Architectures, pace: Pace) -> Estim
         + pace.forward(teacher_flops * tokens, teacher_dtype)
         + pace.optimizer(steps * student.parameters),
         "on-policy text": pace.decoding(written, precision),
-        "validation": pace.forward(forward * validated, precision) + pace.forward(teacher_flops * validated, teacher_dtype),
+        "validation": pace.forward(forward * validated, precision) + pace.forward(teacher_validation, teacher_dtype),
         "export": EXPORT_SECONDS if run.student or run.role == Role.QUANTIZED else 0.0,
         "evaluation": pace.forward(read, config.evaluation.dtype) + TASK_SECONDS * work.num_tasks,
         "answers": pace.decoding(answered, config.evaluation.dtype),
@@ -136,7 +137,7 @@ def _estimate_model(run: Run, architectures: Architectures, pace: Pace) -> Estim
     average = MASTER if teacher_capabilities(config.teacher).follows_student else 0
     peak = weights + (2 * student.parameters * (CHECKPOINT_BYTES + average) if tokens else 0)
     flops = read + answered + written + (3 + recomputed) * forward * tokens + forward * validated
-    flops += teacher_flops * (tokens + validated)
+    flops += teacher_flops * tokens + teacher_validation
     return Estimate(tokens, flops, weights, peak, *_minutes(seconds))
 
 
@@ -157,12 +158,27 @@ def _minutes(seconds: Mapping[str, float]) -> tuple[float, Memory, dict[str, flo
 def _validation_tokens(run: Run) -> int:
     """Positions of all validations: before the first step, at every interval, and after the last step."""
     config = run.config
-    rows = config.data.validation_sequences * config.data.sequence_length
+    rows = _held_out_tokens(config)
     if not run.student or not run.is_trained:
         return rows if run.student else 0
     steps = optimizer_steps(config.training, config.data.sequence_length)
     interval = max(1, round(config.training.val_check_interval * steps))
     return rows * (1 + -(-steps // interval))
+
+
+def _held_out_tokens(config: ExperimentConfig) -> int:
+    return config.data.validation_sequences * config.data.sequence_length
+
+
+def _teacher_validation_flops(run: Run, architectures: Architectures, student: ModelSize, validated: int) -> float:
+    """Of the teachers in all validations: their lm_heads in each; the rest in one alone, whose hidden states are kept, of
+    teachers that do not change."""
+    if not run.student:
+        return 0.0
+    backbones, lm_heads = teacher_pass_flops(run, architectures, student)
+    follows = any(teacher_capabilities(fields).follows_student for fields in asked_teachers(run.config).values())
+    read = validated if follows else min(validated, _held_out_tokens(run.config))
+    return backbones * read + lm_heads * validated
 
 
 def _estimate_teacher_cache(run: Run, architectures: Architectures, pace: Pace) -> Estimate | None:
@@ -256,21 +272,26 @@ def _on_policy_flops(config: ExperimentConfig, student: ModelSize, tokens: int) 
     return student.flops_per_token() * share * tokens / config.data.sequence_length * config.on_policy.max_new_tokens
 
 
-def _training_tokens(config: ExperimentConfig) -> int:
+def training_tokens(config: ExperimentConfig) -> int:
+    """Positions that a student reads in its training, padding included."""
     per_step = rows_per_step(config.training) * config.data.sequence_length
     return optimizer_steps(config.training, config.data.sequence_length) * per_step
 
 
-def _teacher_flops_per_token(run: Run, architectures: Architectures, student: ModelSize) -> float:
-    """Forward arithmetic of all teachers per training token; of several as if each read every row."""
-    config, flops = run.config, 0.0
+def teacher_pass_flops(run: Run, architectures: Architectures, student: ModelSize) -> tuple[float, float]:
+    """(of their backbones, of their lm_heads): forward arithmetic of all teachers per training token; of several as if each
+    read every row."""
+    config, backbones, lm_heads = run.config, 0.0, 0.0
     if not build_objective(config.objective.terms, config.objective.temperature_scaling).needs_teacher:
-        return flops
+        return 0.0, 0.0
     for fields in asked_teachers(config).values():
         able = teacher_capabilities(fields)
         size = student if able.copies_student else architectures.of(fields.model, run).size
+        lm_head = 2.0 * size.lm_head_parameters
         if able.runs_beside_student:
-            flops += size.flops_per_token() * _teacher_tokens_per_token(run, architectures)
+            tokens = _teacher_tokens_per_token(run, architectures)
+            backbones += size.flops_per_token(head=False) * tokens
+            lm_heads += lm_head * tokens
         elif able.needs_model and able.target_form == "dense":
-            flops += 2.0 * size.lm_head_parameters
-    return flops
+            lm_heads += lm_head
+    return backbones, lm_heads

@@ -21,7 +21,7 @@ TEACHER_INT8 = "teacher_int8"  # name of a baseline
 FINGERPRINT_VERSION = 2  # raise it when a default, or what a value means, changes: every run is then a new one
 # fields of training that cannot change a result
 RESULT_NEUTRAL_TRAINING_FIELDS = ("keep_checkpoints", "checkpoint_interval", "checkpoint_budget", "log_every_n_steps",
-                                  "strategy", "teacher_shards", "checkpoint")  # fmt: skip
+                                  "compile", "strategy", "teacher_shards", "checkpoint")  # fmt: skip
 
 
 def student_fingerprint_fields(role: str, config: ExperimentConfig) -> dict[str, Any]:

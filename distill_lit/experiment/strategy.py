@@ -58,7 +58,7 @@ def why_not_sharded(config: ExperimentConfig, objective: Objective, student: str
         return "on_policy, which would gather every layer for each token that the student writes"
     for name, value in (
         ("launcher.teacher_device", config.launcher.teacher_device),
-        ("training.compile", config.training.compile),
+        ("training.compile", config.training.compile == "always"),
         ("evaluation.interval, for which the first rank needs the whole student", config.evaluation.interval),
         ("teacher.prompt, under which ranks read in different numbers of passes", config.teacher.prompt.is_set),
         ("teacher.mixture, of which ranks ask different teachers", config.teacher.mixture.teachers),

@@ -117,6 +117,7 @@ def train_and_export_student(
     notes = [line for one in setup.callbacks if isinstance(one, OnPolicyCollapseWarning) for line in one.lines]
     return {
         **({"notes": notes} if notes else {}),
+        **({"compiled": True} if config.training.compile == "always" else {}),
         "files": student_hashes(folder),
         "origin": setup.fingerprints,
         "metrics": metrics,

@@ -120,7 +120,7 @@ def _check_teacher(point: ExperimentConfig, objective: Objective) -> None:
                 f"teacher.source: {member.source} follows the student through a training, and no term of the objective "
                 "compares with the teacher"
             )
-    check_on_policy(point.on_policy, described, teacher.scores_student_text, point.training.compile)
+    check_on_policy(point.on_policy, described, teacher.scores_student_text, point.training.compile == "always")
     if point.on_policy.teacher_mix_fraction and is_on_policy_enabled(point.on_policy) and not teacher.writes_text:
         raise UserError(f"on_policy.teacher_mix_fraction: tokens cannot be drawn from {described}")
     _check_policy_gradient(objective, point.on_policy)
@@ -128,7 +128,7 @@ def _check_teacher(point: ExperimentConfig, objective: Objective) -> None:
         objective, teacher.target_form, described, has_on_policy_mask=is_on_policy_enabled(point.on_policy)
     )
     _check_teacher_prompt(point, objective, teacher, described)
-    check_teacher_supports_features(objective, teacher, described, point.training.compile)
+    check_teacher_supports_features(objective, teacher, described, point.training.compile == "always")
     for member in point.teacher.members.values():
         _check_teacher_device(point, objective, member)
     for section, corpora in (("corpora", point.data.corpora), ("validation", point.data.validation)):

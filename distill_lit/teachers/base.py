@@ -49,7 +49,7 @@ class Teacher(Protocol):
 
     def target(self, batch: dict[str, Tensor], loss_mask: Tensor) -> TeacherTarget:
         """What it says of the N tokens to predict. batch: packed rows; loss_mask: (B, T − 1) bool, True at the N positions
-        whose next token is supervised."""
+        whose next token is supervised. Validations ask once for a batch, unless the teacher follows the student."""
         ...
 
     def to(self, device: torch.device) -> None:

@@ -12,7 +12,7 @@ from distill_lit.data import TeacherDocuments
 from distill_lit.losses.lm_head import get_lm_head
 from distill_lit.losses.targets import DenseTarget
 from distill_lit.models.activations import Activations, LayersByKind, capture_activations
-from distill_lit.models.backbone import get_backbone
+from distill_lit.models.backbone import compile_backbone
 from distill_lit.models.packing_check import last_hidden_state
 from distill_lit.models.sharding import shard_frozen
 from distill_lit.teachers.base import ALL_LAYERS, TeacherCapabilities, TeacherContext, TeacherSource
@@ -52,7 +52,7 @@ class OnlineTeacher:
         """
         self.model = model.eval().requires_grad_(False)
         if compiled:
-            get_backbone(model).compile()
+            compile_backbone(model)
         self.vocab_size = vocab_size or model.get_output_embeddings().weight.shape[0]
         self.device, self.documents = device, documents
         self._captured: Activations | None = None  # what is wanted of the next batch
@@ -131,7 +131,7 @@ class OnlineSource(TeacherSource):
         return OnlineTeacher(
             context.load_model(),
             context.vocab_size,
-            context.config.training.compile,
+            context.config.training.compile == "always",
             device,
             context.data.teacher_documents,
         )

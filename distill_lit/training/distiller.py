@@ -21,6 +21,7 @@ from distill_lit.training.loss import Batch, DistillationLoss, FusedLossSettings
 from distill_lit.training.metrics import TokenMeans
 from distill_lit.training.on_policy import OnPolicyGenerator
 from distill_lit.training.sharding import shard_for_training
+from distill_lit.training.target_cache import TargetCache, is_frozen
 from distill_lit.utils.exceptions import UserError
 
 
@@ -72,6 +73,7 @@ class Distiller(L.LightningModule):
         self.loss = DistillationLoss(loss, teacher, vocab_size, alignment, fused_loss_settings)
         self.on_policy_generator = on_policy_generator
         self.train_metrics, self.validation_metrics = TokenMeans(), TokenMeans()
+        self._held_out_targets = TargetCache()
         self._is_sharded = False
         self.gradient_norm: Tensor | None = None  # of the step that is being made, before clipping
         self._total_steps, self._optimizer_factories = float("inf"), (optimizer, lr_scheduler)
@@ -122,7 +124,10 @@ class Distiller(L.LightningModule):
         """Collects losses and fidelity over held-out rows."""
         if self.on_policy_generator is not None:
             batch = self.on_policy_generator.mark_corpus_text(batch)
-        losses = self.loss(self.student, batch, self.progress, compute_metrics=True)
+        # ranks that share a teacher ask it together, and what they keep may differ
+        is_kept = not self._is_sharded and is_frozen(self.loss.teacher)
+        cache = self._held_out_targets if is_kept else None
+        losses = self.loss(self.student, batch, self.progress, compute_metrics=True, target_cache=cache)
         self.validation_metrics.update(self.loss.objective, losses)
 
     def configure_callbacks(self) -> list[L.Callback]:

@@ -27,6 +27,7 @@ does, and left to be averaged: a mean of means, and exact where all batches have
 writes has no length before it is written; it counts for its micro-batch's share of the step (`OnPolicyGenerator`).
 """
 
+import functools
 import logging
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -44,12 +45,13 @@ from distill_lit.losses import (
 )
 from distill_lit.losses.lm_head import get_lm_head
 from distill_lit.losses.reduction import engine_gap_sums
-from distill_lit.losses.targets import IGNORE_INDEX, CrossTokenizerTarget
+from distill_lit.losses.targets import IGNORE_INDEX, CrossTokenizerTarget, TeacherTarget
 from distill_lit.models.activations import Activations, LayersByKind, capture_activations
 from distill_lit.models.document_spans import document_ids_of
 from distill_lit.models.packing_check import last_hidden_state
 from distill_lit.teachers import HiddenStateTeacher, OnlineTeacher, Teacher
 from distill_lit.training.feature_alignment import FeatureAlignment
+from distill_lit.training.target_cache import TargetCache, TeacherAnswer
 from distill_lit.utils.exceptions import UserError
 
 log = logging.getLogger(__name__)
@@ -125,6 +127,7 @@ class DistillationLoss(nn.Module):
         denominator: Tensor | None = None,
         compute_metrics: bool = False,
         with_teacher: bool = True,
+        target_cache: TargetCache | None = None,
     ) -> LossOutput:
         """The loss of a batch. Shift and mask happen here, once.
 
@@ -139,6 +142,7 @@ class DistillationLoss(nn.Module):
                 them, else the supervised tokens of this batch.
             compute_metrics: whether entropies, agreement and the like are measured too.
             with_teacher: False: it is not asked, for an objective that does not need it.
+            target_cache: what the teacher has said of batches that are read again; None: it is asked.
 
         Raises UserError for a batch without labels or of a wrong shape.
         """
@@ -151,8 +155,11 @@ class DistillationLoss(nn.Module):
         with capture_activations(student, student_layers) as student_states:
             hidden = last_hidden_state(student, dict(batch), student_states)[:, :-1][loss_mask]
         self._place_teacher(hidden.device)
-        with self._teacher_states(batch, teacher_layers) as teacher_states:
-            target = self.teacher.target(dict(batch), loss_mask) if self.teacher is not None and with_teacher else None
+        target: TeacherTarget | None = None
+        teacher_states: Activations = {}
+        if self.teacher is not None and with_teacher:
+            ask = functools.partial(self._ask_teacher, self.teacher, batch, loss_mask, teacher_layers)
+            target, teacher_states = ask() if target_cache is None else target_cache.get(dict(batch), ask)
         labels = targets[loss_mask]
         lm_head = get_lm_head(student, self._vocab_size_of(student))
         dtype, settings = self._product_dtype(hidden), self.settings
@@ -196,10 +203,11 @@ class DistillationLoss(nn.Module):
                 self.teacher.to(device)
         self._teacher_device = device
 
-    def _teacher_states(self, batch: Batch, layers: LayersByKind) -> AbstractContextManager[Activations]:
-        if isinstance(self.teacher, HiddenStateTeacher) and layers:
-            return self.teacher.activations(dict(batch), layers)
-        return nullcontext({})
+    def _ask_teacher(self, teacher: Teacher, batch: Batch, loss_mask: Tensor, layers: LayersByKind) -> TeacherAnswer:
+        if not (isinstance(teacher, HiddenStateTeacher) and layers):
+            return teacher.target(dict(batch), loss_mask), {}
+        with teacher.activations(dict(batch), layers) as states:
+            return teacher.target(dict(batch), loss_mask), states
 
     def _vocab_size_of(self, student: Any) -> int:
         rows = lm_head_rows(student)

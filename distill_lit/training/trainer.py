@@ -10,7 +10,7 @@ import lightning as L
 
 from distill_lit.config import TrainingConfig
 from distill_lit.data.datamodule import PackedDataModule
-from distill_lit.models.backbone import get_backbone
+from distill_lit.models.backbone import compile_for_training
 from distill_lit.teachers import StudentFollowingTeacher
 from distill_lit.training.callbacks.checkpoints import CheckpointCallback
 from distill_lit.training.callbacks.nonfinite_guard import TerminateOnNonFinite
@@ -70,11 +70,11 @@ class TrainingJob:
 
 
 def prepare_student(student: Any, config: TrainingConfig) -> None:
-    """Switches on what the config asks of the student: recomputed activations, a compiled body."""
+    """Switches on what the config asks of the student: recomputed activations, a compiled backbone."""
     if config.gradient_checkpointing:
         student.gradient_checkpointing_enable({"use_reentrant": False})
-    if config.compile:
-        get_backbone(student).compile()
+    if config.compile == "always":
+        compile_for_training(student)
 
 
 def optimizer_settings(config: TrainingConfig) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 import os
 import platform
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +16,7 @@ from distill_lit.utils.files import cache_root, fingerprint, read_json, try_writ
 MEMINFO, CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 MATMUL_BENCHMARK_SHAPE = (1024, 576, 4096)  # tokens, width, output columns of the product that is timed
 MATMUL_BENCHMARK_REPEATS = 8
+COMPILE_TRIAL_SECONDS = 180.0
 
 
 def describe_hardware() -> dict[str, Any]:
@@ -48,6 +51,18 @@ def main_memory() -> tuple[int, int]:
 def free_memory(device: torch.device) -> int:
     """Bytes that are free on a device; 0 where the system does not tell."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else main_memory()[1]
+
+
+def compile_error(device: torch.device) -> str:
+    """Why torch.compile fails on a device; empty where it works. A process of its own tries it, so that it may hang."""
+    code = f"import torch; torch.compile(lambda x: x.sin() + 1)(torch.ones(9, device='{device.type}')).sum().item()"
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=COMPILE_TRIAL_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return f"it took more than {COMPILE_TRIAL_SECONDS:.0f} s"
+    return (done.stderr.strip().splitlines() or ["it failed"])[-1][:200] if done.returncode else ""
 
 
 def num_gpus() -> int:

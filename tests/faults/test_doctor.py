@@ -10,6 +10,7 @@ from urllib.error import HTTPError, URLError
 
 import numpy as np
 import pytest
+import torch
 from helpers import ROOT
 from rich.console import Console
 
@@ -21,6 +22,7 @@ from distill_lit.utils.array_store import save_arrays
 
 def shown(root: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[int, str]:
     monkeypatch.setattr(doctor, "_network_endpoints", list)
+    monkeypatch.setattr(hardware, "compile_error", lambda _: "")
     text = io.StringIO()
     code = doctor.run(Namespace(root=root, quick=False, experiment=None, cluster=False), Console(file=text, width=400))
     return code, text.getvalue()
@@ -175,3 +177,35 @@ def test_the_network_is_a_note_and_shows_no_password(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     offline = doctor.check_reachable("hub", address, "", answering(AssertionError("asked")))
     assert offline.state == doctor.WARNING
+
+
+@pytest.mark.parametrize(
+    ("has_compiler", "error", "deep", "state", "words"),
+    [
+        (False, "", True, "warning", "is missing; nothing is compiled"),
+        (True, "cc1plus: not found", True, "warning", "it does not work: cc1plus: not found"),
+        (True, "cc1plus: not found", False, "good", "not tried"),
+        (True, "", True, "good", "works on cpu"),
+    ],
+)
+def test_whether_compiling_works(
+    monkeypatch: pytest.MonkeyPatch, has_compiler: bool, error: str, deep: bool, state: str, words: str
+) -> None:
+    monkeypatch.setattr("distill_lit.losses.can_compile", lambda _: has_compiler)
+    monkeypatch.setattr(hardware, "device_for", lambda *_: torch.device("cpu"))
+    monkeypatch.setattr(hardware, "compile_error", lambda _: error)
+    found = doctor.check_compiler(deep)
+    assert words in found.found
+    assert found.state == {"good": doctor.GOOD, "warning": doctor.WARNING}[state]
+    assert bool(found.remedy) == (state == "warning")
+
+
+def test_a_compiler_that_fails_is_told_in_its_own_words(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    broken = tmp_path / "python"
+    broken.write_text("#!/bin/sh\necho first >&2\necho 'g++: no headers' >&2\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setattr(hardware.sys, "executable", str(broken))
+    assert hardware.compile_error(torch.device("cpu")) == "g++: no headers"
+    broken.write_text("#!/bin/sh\nexec sleep 9\n")
+    monkeypatch.setattr(hardware, "COMPILE_TRIAL_SECONDS", 0.2)
+    assert hardware.compile_error(torch.device("cpu")) == "it took more than 0 s"

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.distillation import LENGTH, SETTINGS, TERMS, TRAINING, VOCABULARY, new_student, run, weights
+from helpers.distillation import LENGTH, SETTINGS, STEPS, TERMS, TRAINING, VOCABULARY, new_student, run, weights
 
 from distill_lit import data
 from distill_lit.config import TermConfig, TrainingConfig
@@ -16,6 +16,7 @@ from distill_lit.losses.lm_head import get_lm_head
 from distill_lit.models import load_model
 from distill_lit.teachers import OfflineTeacher, OnlineTeacher, write_teacher_cache
 from distill_lit.teachers.teacher_cache import teacher_cache_folder, teacher_cache_metadata
+from distill_lit.training.checkpoint import checkpoint_step
 from distill_lit.training.distiller import Distiller
 from distill_lit.training.loss import DistillationLoss, FusedLossSettings
 from distill_lit.training.trainer import train, validate
@@ -73,9 +74,25 @@ def test_compiling_the_body_does_not_change_the_training(
     tmp_path: Path, tiny_teacher: Path, prepared: data.PreparedData
 ) -> None:
     plain, _ = run(tmp_path / "a", tiny_teacher, prepared)
-    other, _ = run(tmp_path / "b", tiny_teacher, prepared, replace(TRAINING, compile=True))
+    other, _ = run(tmp_path / "b", tiny_teacher, prepared, replace(TRAINING, compile="always"))
     torch.testing.assert_close(weights(plain), weights(other), rtol=1e-4, atol=1e-5)
     assert set(other.state_dict()) == set(plain.state_dict())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not can_compile(torch.device("cpu")), reason="no C++ compiler here")
+def test_a_compiled_training_resumes_bit_for_bit(tmp_path: Path, tiny_teacher: Path, prepared: data.PreparedData) -> None:
+    """Dropout on, cut off after one of the first steps; the others are made by another student, compiled anew."""
+    training = replace(TRAINING, compile="always", checkpoint_interval=2)
+    whole, _ = run(tmp_path / "a", tiny_teacher, prepared, training, dropout=0.1)
+    (tmp_path / "b" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "a" / "metrics.jsonl").rename(tmp_path / "b" / "metrics.jsonl")
+    cut = min((tmp_path / "a" / "checkpoints").glob("*.ckpt"), key=checkpoint_step)
+    assert 0 < checkpoint_step(cut) < STEPS
+    cut.rename(tmp_path / "b" / "checkpoints" / cut.name)
+    torch._dynamo.reset()
+    again, _ = run(tmp_path / "b", tiny_teacher, prepared, training, dropout=0.1)
+    assert torch.equal(weights(whole), weights(again))
 
 
 def test_padding_does_not_change_the_loss(tiny_teacher: Path, prepared: data.PreparedData) -> None:
@@ -118,6 +135,28 @@ def test_training_brings_the_student_nearer(tmp_path: Path, tiny_teacher: Path, 
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     start = __import__("json").loads(lines[0])["validation/teacher_kl"]
     assert final["validation/teacher_kl"] < 0.7 * start
+
+
+def test_held_out_rows_are_asked_once_and_metrics_stay_equal_to_the_bit(
+    tmp_path: Path, tiny_teacher: Path, prepared: data.PreparedData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Six steps with validations before the first and after the third and sixth; its rows are few batches of eight."""
+    held_out = -(-len(prepared.validation) // 8)
+
+    def metrics_and_questions(name: str) -> tuple[str, int]:
+        teacher, asked = OnlineTeacher(load_model(tiny_teacher), VOCABULARY), []
+        target = teacher.target
+        teacher.target = lambda *args: (asked.append(1), target(*args))[1]  # type: ignore[method-assign]
+        run(tmp_path / name, tiny_teacher, prepared, replace(TRAINING, val_check_interval=0.5), signal=teacher)
+        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        return "\n".join(line for line in lines if "validation/" in line), len(asked)
+
+    kept, few = metrics_and_questions("kept")
+    monkeypatch.setattr("distill_lit.training.distiller.is_frozen", lambda _: False)
+    asked_anew, many = metrics_and_questions("asked")
+    assert kept == asked_anew
+    assert kept.count("validation/teacher_kl") == 3
+    assert (few, many) == (6 + held_out, 6 + 3 * held_out)
 
 
 def test_teacher_is_untouched(tmp_path: Path, tiny_teacher: Path, prepared: data.PreparedData) -> None:

@@ -12,6 +12,7 @@ from distill_lit.config import ExperimentConfig, load_experiment
 from distill_lit.data import prepare_datasets
 from distill_lit.experiment import estimate, memory_estimate, pace
 from distill_lit.experiment.architectures import Architectures
+from distill_lit.experiment.compilation import _backbone_work
 from distill_lit.experiment.estimate import Estimate, estimate_runs, require_disk_space
 from distill_lit.experiment.evaluation_estimate import EvaluationWork
 from distill_lit.experiment.memory_estimate import Memory, estimate_memory, peak_memory_bytes
@@ -222,6 +223,45 @@ def test_minutes_of_a_student_are_those_of_its_parts(
     assert more is not None
     assert 60 * more.parts["evaluation"] == pytest.approx(forward * 5 * 4 * 120 / 1e6 + pace.TASK_SECONDS)
     assert 60 * more.parts["training"] == pytest.approx(4 * forward * 128 / 5e5 + size.parameters / 1e5)
+
+
+@pytest.mark.parametrize(("source", "readings"), [("online", 1), ("self", 1), ("ema", 3)])
+def test_a_teacher_that_does_not_change_reads_held_out_rows_once(
+    tmp_path: Path, tiny_teacher: Path, tiny_corpus: Path, machine: list[int], source: str, readings: int
+) -> None:
+    """Three rows of 32 tokens, two steps: validated before the first and after each; the lm_head's product is new each
+    time."""
+    kl = "objective.terms={kl: {kind: forward_kl}}"
+    config = load(
+        tmp_path, tiny_teacher, tiny_corpus, kl, f"teacher.source={source}", "training.max_tokens=256",
+        "training.val_check_interval=0.5", "baselines=[]",
+    )  # fmt: skip
+    run = run_of(config, "distilled")
+    architectures = Architectures([run])
+    student = architectures.student(run).size
+    teacher = architectures.teacher(run).size if source == "online" else student
+    found = estimate_runs([run])[run.name]
+    assert found is not None
+    head = 2 * teacher.lm_head_parameters
+    backbone = teacher.flops_per_token() - head
+    expected = 3 * 32 * (3 * student.flops_per_token() + readings * backbone + 3 * head)
+    assert 60 * found.parts["validation"] == pytest.approx(expected / 1e6)
+
+
+def test_what_compiling_could_speed_up_is_the_work_of_the_backbones(
+    tmp_path: Path, tiny_teacher: Path, tiny_corpus: Path, machine: list[int]
+) -> None:
+    """256 tokens: three passes of the student at 5e5 a second, one of an online teacher at 1e6, without the lm_heads."""
+    changes = ["objective.terms={kl: {kind: forward_kl}}", "training.max_tokens=256", "baselines=[]"]
+    for source, asks in (("online", True), ("offline", False), ("self", False)):
+        config = load(tmp_path, tiny_teacher, tiny_corpus, *changes, f"teacher.source={source}")
+        run = run_of(config, "distilled")
+        architectures = Architectures([run])
+        student, teacher = architectures.student(run).size, architectures.teacher(run).size
+        work = _backbone_work(run, architectures, pace.Pace.of([run]))
+        assert work.student_seconds == pytest.approx(3 * 256 * student.flops_per_token(head=False) / 5e5)
+        assert work.teacher_seconds == pytest.approx(asks * 256 * teacher.flops_per_token(head=False) / 1e6)
+        assert (work.student_layers, work.teacher_layers) == (student.layers, asks * teacher.layers)
 
 
 def test_probes_and_answers_are_counted(tmp_path: Path, tiny_teacher: Path, tiny_corpus: Path, machine: list[int]) -> None:

@@ -433,7 +433,7 @@ def test_accumulated_batches_of_student_text_count_alike(
         (["on_policy.fraction=1.5", "teacher.source=online"], "on_policy.fraction: 1.5"),
         (["on_policy.fraction=often", "teacher.source=online"], "adaptive"),
         (["on_policy.fraction=0.5"], "teacher.source offline with cache_format hidden_states cannot score text"),
-        (["on_policy.fraction=0.5", "teacher.source=online", "training.compile=true"], "training.compile"),
+        (["on_policy.fraction=0.5", "teacher.source=online", "training.compile=always"], "training.compile"),
         (["teacher.source=online", "objective.terms.kl.kind=contrastive_skew_kl"], "does not tell them apart"),
         (
             ["teacher.source=online", "on_policy={fraction: 1, teacher_mix_fraction: 0.2}", "launcher.teacher_device=cpu"],

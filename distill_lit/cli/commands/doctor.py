@@ -44,11 +44,11 @@ EVALUATION_RECORDS_FILE = "records.parquet"
 
 
 def run_checks(root: Path, deep: bool, experiment: "Experiment | None" = None) -> list[Finding]:
-    """Everything that is looked at, in the order in which it is shown. `root`: where runs/ are; `deep`: hash caches;
-    experiment: whose memory is compared with this machine's."""
+    """Everything that is looked at, in the order in which it is shown. `root`: where runs/ are; `deep`: hash caches and
+    compile; experiment: whose memory is compared with this machine's."""
     with ThreadPoolExecutor() as pool:  # the network is slow, and waits beside the rest
         waiting = [pool.submit(check_reachable, *place) for place in _network_endpoints()]
-        found = [*check_versions(), *check_processor(), *check_gpu(), check_memory()]
+        found = [*check_versions(), *check_processor(), *check_gpu(), check_compiler(deep), check_memory()]
         found += [] if experiment is None else [check_experiment_memory(experiment)]
         found += [check_free_disk(root), check_free_disk(cache_root())]
         found += check_cache() if deep else [Finding("cache", WARNING, f"{cache_root()} not hashed", "drop --quick")]
@@ -72,7 +72,7 @@ def add_parser(commands: CommandParsers) -> None:
     parser.add_argument(
         "--cluster", action="store_true", help="look at SLURM instead: its commands, limits, and what a compute node sees"
     )
-    parser.add_argument("--quick", action="store_true", help="do not hash the caches")
+    parser.add_argument("--quick", action="store_true", help="do not hash the caches, nor compile anything")
 
 
 def run(options: argparse.Namespace, console: Console) -> int:
@@ -141,7 +141,8 @@ def check_processor() -> Iterable[Finding]:
     yield Finding("threads", GOOD if threads <= cores else BAD, f"{threads} on {cores} usable cores", remedy)
     speeds = hardware.matmul_flops_per_second(torch.device("cpu"))
     speed_text = ", ".join(f"{name} {speed / 1e9:,.0f} GFLOP/s" for name, speed in speeds.items())
-    yield Finding("processor", GOOD, f"{speed_text}; auto is {hardware.fastest_dtype(torch.device('cpu'))}")
+    units = torch.backends.cpu.get_cpu_capability()
+    yield Finding("processor", GOOD, f"{units}: {speed_text}; auto is {hardware.fastest_dtype(torch.device('cpu'))}")
 
 
 def check_gpu() -> Iterable[Finding]:
@@ -163,6 +164,24 @@ def check_gpu() -> Iterable[Finding]:
         yield Finding("gpu", BAD, f"there is one, and torch ({build}) does not see it", remedy)
         return
     yield Finding("gpu", WARNING, "none; everything runs on the processor")
+
+
+def check_compiler(deep: bool) -> Finding:
+    """Whether torch.compile works where students train: without it they run as they are, slower. deep: try it."""
+    from distill_lit.losses import can_compile
+    from distill_lit.utils import hardware
+
+    device = hardware.device_for("auto")
+    needed = "a C++ compiler" if device.type == "cpu" else "Triton"
+    remedy = "install g++ or clang++" if device.type == "cpu" else "install triton"
+    if not can_compile(device):
+        return Finding("torch.compile", WARNING, f"{needed} is missing; nothing is compiled", remedy)
+    if not deep:
+        return Finding("torch.compile", GOOD, f"{needed} is here; not tried")
+    if error := hardware.compile_error(device):
+        remedy = "objective.compile=never training.compile=never"
+        return Finding("torch.compile", WARNING, f"it does not work: {error}", remedy)
+    return Finding("torch.compile", GOOD, f"works on {device.type}")
 
 
 def check_memory() -> Finding:

@@ -58,7 +58,7 @@ def test_experiments_name_the_schema(path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "is_right"),
     [
-        ("training: {micro_batch_size: 8, learning_rate: 1e-4, compile: true}", True),
+        ("training: {micro_batch_size: 8, learning_rate: 1e-4, keep_checkpoints: true}", True),
         ("training: {micro_batch_size: '${cost.requests}', precision: '${teacher.dtype}'}", True),
         ("data: {corpora: {a: null, b: {generated: {prompts: {text: [x, y]}}}}}", True),
         ("objective: {terms: {kl: null, ce: {weight: {shape: linear, start: 1, end: 0.5}, temperature: 2}}}", True),

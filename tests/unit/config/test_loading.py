@@ -43,8 +43,9 @@ WRONG = [  # (override, what is said of it)
     ("training.learning_rate='1e-3'", "training.learning_rate: '1e-3' is text; write it without quotes, as a number"),
     ("training.learning_rate=.nan", "training.learning_rate: nan is not a finite number"),
     ("training.beta2=1", "training.beta2: 1 is above its maximum 0.9999"),
-    ("training.compile=1", "training.compile: 1 is not true or false"),
-    ("training.compile='yes'", "training.compile: 'yes' is text; write it without quotes, as true or false"),
+    ("training.keep_checkpoints=1", "training.keep_checkpoints: 1 is not true or false"),
+    ("training.keep_checkpoints='yes'", "training.keep_checkpoints: 'yes' is text; write it without quotes, as true or"),
+    ("training.compile=yes", "training.compile: unknown value 'yes'; choose from always"),
     ("training.precision=float23", "training.precision: unknown value 'float23'; did you mean 'float32'? choose from auto"),
     ("training.precision=null", "training.precision: unknown value null; choose from auto"),
     ("training=fast", "training: 'fast' is not a mapping of keys to values"),
@@ -177,16 +178,23 @@ def test_a_key_holds_what_its_union_says(file: Path) -> None:
     assert lora.target_modules == ["q_proj"]
 
 
+def test_plans_of_finished_experiments_say_true_and_false_of_compiling(file: Path) -> None:
+    found = {
+        word: load_experiment(file, [f"training.compile={word}"]).training.compile for word in ("true", "false", "auto")
+    }
+    assert found == {"true": "always", "false": "never", "auto": "auto"}
+
+
 def test_an_interpolation_is_the_value_of_its_key_or_its_default(file: Path) -> None:
     overrides = [
         "question=${training.micro_batch_size}",  # a number becomes the text of a key of text
         "training.micro_batch_size=${cost.requests}",
-        "training.compile=${training.gradient_checkpointing}",
+        "training.keep_checkpoints=${training.gradient_checkpointing}",
         "data.corpora.a={path: 'file:${name}', text: 'cost \\${b} of ${data.corpora.a.split}'}",
         "students.two.config={size: '${students.one.width.hidden_size}'}",
     ]
     config = load_experiment(file, overrides)
-    assert (config.question, config.training.micro_batch_size, config.training.compile) == ("100", 100, False)
+    assert (config.question, config.training.micro_batch_size, config.training.keep_checkpoints) == ("100", 100, False)
     assert (config.data.corpora["a"].path, config.data.corpora["a"].text) == ("file:x", "cost ${b} of train")
     assert config.students["two"].config == {"size": 0}
 

@@ -31,7 +31,7 @@ FSDP = ["training.strategy=fsdp", "training.devices=2"]
         ([*FSDP, "objective.terms.maps={kind: attention}"], "objective.terms.maps"),
         ([*FSDP, "on_policy.fraction=1"], "on_policy"),
         ([*FSDP, "evaluation.interval=0.5"], "evaluation.interval"),
-        ([*FSDP, "training.compile=true"], "training.compile"),
+        ([*FSDP, "training.compile=always"], "training.compile"),
         ([*FSDP, "teacher.source=ema"], "teacher.source ema"),
         ([*FSDP, "teacher.quantize=int8"], "teacher.quantize int8"),
         ([*FSDP, "students.deep.quantization_aware=int4"], "students.deep.quantization_aware"),
