@@ -37,7 +37,7 @@ from distill_lit.data import PackedDataset
 from distill_lit.data.packing import ChainedRows
 from distill_lit.generation.api_connection import check_api_key, check_asked_model, check_connection
 from distill_lit.losses.targets import TeacherTarget, TopKTarget
-from distill_lit.models import load_tokenizer
+from distill_lit.models import ModelSize, load_tokenizer
 from distill_lit.models.document_spans import document_ids_of
 from distill_lit.models.vocabulary import load_unpadded_vocab_size
 from distill_lit.teachers.base import CachedTeacherSource, CacheRows, TeacherCapabilities, TeacherContext
@@ -204,12 +204,11 @@ class ServedSource(CachedTeacherSource):
         """Whether all its shards are there with their hashes."""
         return is_teacher_cache_complete(Path(facts["teacher_cache"]), facts["rows"])
 
-    def estimate_cache_bytes(self, config: TeacherConfig, model_config: Any, rows: CacheRows) -> int:
+    def estimate_cache_bytes(self, config: TeacherConfig, model: ModelSize, rows: CacheRows) -> int:
         """A few numbers per supervised token, of held-out rows too."""
-        size = int(model_config.get_text_config().vocab_size)
-        k = size if config.top_k == WHOLE_DISTRIBUTION else config.top_k
+        k = model.vocab_size if config.top_k == WHOLE_DISTRIBUTION else config.top_k
         tokens = rows.supervised + (0 if config.server.local_validation else rows.validation_positions)
-        return tokens * TeacherCacheFormat(CACHE_TOP_K, k).bytes_per_token(size)
+        return tokens * TeacherCacheFormat(CACHE_TOP_K, k).bytes_per_token(model.vocab_size)
 
 
 def _server(config: TeacherConfig, tokenizer_folder: Path) -> TeacherServer:
