@@ -1,4 +1,5 @@
-"""What documents and seeds can decide, before a run: from the variances that records of other runs show."""
+"""What documents and seeds can decide, before a run: from the variances that records of other runs show, which
+`task_variances` takes from them."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -6,16 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from distill_lit.analysis.crossed_variance import (
-    Component,
-    CrossedEstimate,
-    TaskValues,
-    crossed_df,
-    crossed_estimate,
-    satterthwaite,
-)
-from distill_lit.analysis.score_table import declared_comparisons
-from distill_lit.analysis.scores import Scores, difference_of
+from distill_lit.analysis.crossed_variance import Component, crossed_df, satterthwaite
 from distill_lit.analysis.significance import student_quantile
 
 NOTHING_BELOW = 0.10  # differences above chance that teachers make at equal tokens are smaller: 0.1 is decided by nothing
@@ -55,24 +47,6 @@ class Power:
         return not self.difference <= NOTHING_BELOW
 
 
-def task_variances(scores: Scores) -> dict[str, TaskVariances]:
-    """Per task on average over the declared comparisons; empty where there are none."""
-    pairs = [pair for pair in declared_comparisons(scores) if np.isfinite(scores.raw[:, pair]).any()]
-    found = {}
-    for t, task in enumerate(scores.responses.tasks):
-        estimates = [estimate for first, second in pairs for estimate in [_above_chance(scores, t, first, second)]
-                     if np.isfinite(estimate.documents.variance)]  # fmt: skip
-        if estimates:
-            parts = np.array([_parts(estimate, task.n) for estimate in estimates])
-            known = np.isfinite(parts[:, 2])
-            seeds = max(float(parts[known, 2].mean()), 0.0) if known.any() else float("nan")
-            total = int(scores.results.settings(task.task).get("n_total") or task.n)
-            is_averaged = task.task not in scores.excluded_tasks
-            documents, rest = max(float(parts[:, 0].mean()), 0.0), float(parts[:, 1].mean())
-            found[task.task] = TaskVariances(documents, rest, seeds, total, is_averaged)
-    return found
-
-
 def variances_to_json(variances: Mapping[str, TaskVariances]) -> dict[str, dict[str, Any]]:
     """For summary.json; NaN is null."""
     return {task: {name: None if value != value else value for name, value in asdict(one).items()}
@@ -86,19 +60,6 @@ def variances_from_json(values: dict[str, dict[str, Any]]) -> dict[str, TaskVari
         for task, one in values.items()
     }
     return {task: TaskVariances(**one) for task, one in known.items()}
-
-
-def _above_chance(scores: Scores, t: int, first: int, second: int) -> CrossedEstimate:
-    task = scores.responses.tasks[t]
-    return crossed_estimate([TaskValues(scores.blocks(task.centered, difference_of(first, second)), task.clusters)])
-
-
-def _parts(estimate: CrossedEstimate, n: int) -> tuple[float, float, float]:
-    """σ² of a document, of a document and seed, and of a seed: expected mean squares solved for them, not cut off at 0."""
-    if not estimate.covers_seeds:
-        return estimate.documents.variance * n, 0.0, float("nan")
-    rest, seeds = estimate.interaction.variance, estimate.num_seeds
-    return (estimate.documents.variance - rest) * n, rest * n * seeds, (estimate.seeds.variance - rest) * seeds
 
 
 def detectable_difference(

@@ -18,12 +18,11 @@ from distill_lit.experiment.memory_estimate import MEMORY_PARTS, Memory
 from distill_lit.experiment.pace import WORKER_SECONDS, makespan, num_workers
 from distill_lit.experiment.planned_run import Run
 from distill_lit.experiment.strategy import fit_line
-from distill_lit.utils.hardware import load_per_core
+from distill_lit.utils.hardware import BUSY_LOAD, load_per_core
 
 Planned = list[tuple[Run, Estimate | None]]
 NUMBERS = ("tokens", "PFLOPs", "memory\nGB", "disk\nMB", "minutes")
 MIN_NAME = 12  # columns that a name has before it is folded
-BUSY_LOAD = 0.5  # programs for each core, from which a plan says that they take time
 
 
 def print_plan(experiment: Experiment, planned: Planned, console: Console) -> None:

@@ -23,7 +23,8 @@ from distill_lit.evaluation.cache import (
 from distill_lit.evaluation.gold_answers import check_gold
 from distill_lit.evaluation.lm_eval_patches import isolated_random_state, quiet_lm_eval
 from distill_lit.evaluation.sandbox import evaluate_in_sandbox
-from distill_lit.evaluation.task_evaluation import Rows, evaluate_task, primary_scores
+from distill_lit.evaluation.task_evaluation import Rows, evaluate_task
+from distill_lit.evaluation.task_scores import primary_scores
 from distill_lit.evaluation.tasks import TaskSpec, check_tasks, download_tasks, load_task, resolve_tasks
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import is_hub_offline

@@ -26,8 +26,6 @@ if TYPE_CHECKING:  # importing them takes seconds
 
 log = logging.getLogger(__name__)
 Rows = list[dict[str, Any]]
-# metrics of lm-eval itself, for records from before they said which way is better
-LOWER_IS_BETTER = ("perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "ter", "brier_score")
 
 
 def evaluate_task(
@@ -150,34 +148,6 @@ def _compute_meta(lm: "PrefixTreeLM", task: Any) -> dict[str, Any]:
         "tokens_forwarded": lm.tokens_forwarded,
         "pack_tokens": lm.pack_tokens,
     }
-
-
-def primary_scores(meta: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """{task: lm-eval's own score in the task's main metric}, where it has one; of several filters the first one's."""
-    keys = {task: f"{facts['metric']},{facts['filter']}" for task, facts in meta.items()}
-    results = {task: facts["lm_eval_results"] for task, facts in meta.items()}
-    return {task: results[task][key] for task, key in keys.items() if key in results[task]}
-
-
-def mean_score(meta: dict[str, dict[str, Any]]) -> float | None:
-    """Mean over tasks of the main metric, of those metrics of which more is better; None where there is none."""
-    scores = [score for task, score in primary_scores(meta).items() if _is_higher_better(meta[task])]
-    return sum(scores) / len(scores) if scores else None
-
-
-def _is_higher_better(facts: dict[str, Any]) -> bool:
-    return bool(facts.get("higher_is_better", facts["metric"] not in LOWER_IS_BETTER))
-
-
-def mean_above_chance(meta: dict[str, dict[str, Any]]) -> float | None:
-    """Mean over tasks of (accuracy − chance) / (1 − chance): 0 is chance, 1 is all right; None without an accuracy."""
-    scores = primary_scores(meta)
-    above = [
-        (scores[task] - facts["chance"]) / (1 - facts["chance"])
-        for task, facts in meta.items()
-        if task in scores and facts["metric"].startswith("acc")
-    ]
-    return sum(above) / len(above) if above else None
 
 
 def _scores(results: dict[str, Any]) -> dict[str, float]:

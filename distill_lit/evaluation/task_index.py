@@ -5,7 +5,6 @@ import functools
 import importlib.metadata
 import importlib.util
 import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from distill_lit.utils.exceptions import UserError
-from distill_lit.utils.files import cache_root, fingerprint, write_text
+from distill_lit.utils.files import cache_root, fingerprint, folder_stamp, write_text
 from distill_lit.utils.path_variables import expand_path
 
 INDEX_VERSION = 4
@@ -67,7 +66,7 @@ class StoredIndex(Mapping[str, TaskEntry]):
 
 def built_in_index_path() -> Path:
     """Where the entries of this installation's lm-eval are kept once they have been read."""
-    index_key = fingerprint([INDEX_VERSION, lm_eval_version(), _stamp(tasks_folder())])
+    index_key = fingerprint([INDEX_VERSION, lm_eval_version(), folder_stamp(tasks_folder(), (".yaml", ".py"))])
     return cache_root() / "lm_eval" / f"tasks-{index_key}.txt"
 
 
@@ -207,14 +206,3 @@ def _relative(value: Any, root: str) -> Any:
     if isinstance(value, dict):
         return {str(key): _relative(item, root) for key, item in value.items()}
     return [_relative(item, root) for item in value] if isinstance(value, list) else value
-
-
-def _stamp(root: Path) -> list[int]:
-    """Number, total size and latest change of the files below `root`: a tenth of a second for lm-eval's."""
-    count = size = latest = 0
-    for folder, _, names in os.walk(root):
-        for name in names:
-            if name.endswith((".yaml", ".py")) or "yaml" in name:
-                status = os.stat(os.path.join(folder, name))
-                count, size, latest = count + 1, size + status.st_size, max(latest, status.st_mtime_ns)
-    return [count, size, latest]

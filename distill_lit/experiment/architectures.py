@@ -1,27 +1,32 @@
 """What is known of a run's models before any of them is made: transformers config and tokenizer."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from functools import cached_property
+import importlib.metadata
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+from distill_lit.config import to_dict
 from distill_lit.experiment.pipeline import referred_models
 from distill_lit.experiment.planned_run import Run
 from distill_lit.models import ModelSize, load_model_config, model_folder, size_from_config, student_config
 from distill_lit.teachers import teacher_capabilities
-from distill_lit.utils.files import fingerprint
+from distill_lit.utils.files import cache_root, fingerprint, read_json, sha256_of, try_write_json
+
+SIZE_VERSION = 1  # raise it when a number of `ModelSize` means something else
 
 
 @dataclass(frozen=True, eq=False)
 class Architecture:
-    """config: of transformers; tokenizer_folder: whose tokenizer the model reads with; chat_template: file with the one
-    that takes the place of this tokenizer's, or empty.
+    """identity: fingerprint of what decides its config; make_config: the transformers config; tokenizer_folder: whose
+    tokenizer the model reads with; chat_template: file with the one that takes the place of this tokenizer's, or empty.
 
     Of a model that is made here: what it begins as, and the kinds of text that it is trained on.
     """
 
-    config: Any
+    identity: str
+    make_config: Callable[[], Any]
     tokenizer_folder: Path
     chat_template: str = ""
     origin: "Architecture | None" = None
@@ -29,9 +34,26 @@ class Architecture:
     reads_plain_text: bool = False
 
     @cached_property
+    def config(self) -> Any:
+        """Its transformers config. Raises UserError where there can be none."""
+        return self.make_config()
+
+    @cached_property
     def size(self) -> ModelSize:
-        """Its parameters and arithmetic; counting them builds the model, without weights."""
-        return size_from_config(self.config)
+        """Its parameters and arithmetic. Counting them builds the model, without weights, so they are remembered."""
+        path = cache_root() / "architectures" / f"{fingerprint([SIZE_VERSION, self.identity])}.json"
+        if path.is_file():
+            return ModelSize(**read_json(path))
+        size = size_from_config(self.config)
+        try_write_json(path, asdict(size))
+        return size
+
+    @classmethod
+    def of_folder(cls, folder: Path) -> "Architecture":
+        """Of the model in a folder of transformers."""
+        code = {path.name: sha256_of(path) for path in sorted([folder / "config.json", *folder.glob("*.py")])}
+        identity = fingerprint([importlib.metadata.version("transformers"), code])
+        return cls(identity, partial(load_model_config, folder), folder)
 
 
 class Architectures:
@@ -63,13 +85,20 @@ class Architectures:
 
     def _made(self, run: Run) -> Architecture:
         config, shape, origin = run.config, run.config.students[run.student], self.origin(run)
-        made = student_config(shape, origin.config)
+        identity = fingerprint([origin.identity, to_dict(shape)])
+        folder, template = origin.tokenizer_folder, origin.chat_template
+        made = Architecture(identity, lambda: student_config(shape, origin.config), folder, template, origin)
         if shape.quantize != "none":  # the files beside the weights are copied
-            return Architecture(made, origin.tokenizer_folder, origin.chat_template, origin)
+            return made
         reader, corpora = self.reader(run), config.data.corpora.values() if run.is_trained else ()
         kinds = {corpus.is_chat for corpus in corpora}
-        template = config.data.chat_template or reader.chat_template
-        return Architecture(made, reader.tokenizer_folder, template, origin, True in kinds, False in kinds)
+        return replace(
+            made,
+            tokenizer_folder=reader.tokenizer_folder,
+            chat_template=config.data.chat_template or reader.chat_template,
+            reads_chats=True in kinds,
+            reads_plain_text=False in kinds,
+        )
 
     def _key(self, run: Run) -> str:
         """What runs have in common whose students are made alike, whatever they are trained on and for how long."""
@@ -105,6 +134,5 @@ class Architectures:
         if reference in run.sources:
             return self.student(self._runs[run.sources[reference]])
         if reference not in self._known:
-            folder = model_folder(reference)
-            self._known[reference] = Architecture(load_model_config(folder), folder)
+            self._known[reference] = Architecture.of_folder(model_folder(reference))
         return self._known[reference]

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 SHAPE_FIELDS = ("parameters", "non_embedding_parameters", "num_layers", "flops_per_token", "kv_cache_bytes_per_token",
                 "bytes")  # fmt: skip
 UNMEASURED_COST_FIELDS = ("measure", "price_per_hour")
-BUSY_LOAD_PER_CORE = 0.5  # programs waiting per core, from which timings are not to be trusted
 
 
 def measure_experiment_costs(experiment: "Experiment", note: Callable[[str], None]) -> Path:
@@ -55,7 +54,7 @@ def measure_experiment_costs(experiment: "Experiment", note: Callable[[str], Non
         write_json(target / "cost.json", {**known, **_summary(config, rows, next(iter(folders))), "stands_for": stands_for})
         return target
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
-    if load > BUSY_LOAD_PER_CORE * (os.cpu_count() or 1):
+    if load > hardware.BUSY_LOAD * (os.cpu_count() or 1):
         note(f"other programs are busy (load {load:.1f}): the timings will be theirs too")
     device = hardware.device_for(config.training.accelerator)
     rows = measure_costs(folders, config.cost, device, lambda stage, done, of, *_: note(f"turn {done} of {of}: {stage}"))

@@ -193,7 +193,7 @@ def _estimate_teacher_cache(run: Run, architectures: Architectures, pace: Pace) 
     has_lm_head = able.target_form != "dense"  # hidden states need none
     read = (rows.train_positions + rows.validation_positions) * _teacher_tokens_per_token(run, architectures)
     flops = teacher.size.flops_per_token(head=has_lm_head) * read if able.needs_model else 0.0
-    size = source.estimate_cache_bytes(fields, teacher.config, rows)
+    size = source.estimate_cache_bytes(fields, teacher.size, rows)
     seconds = {"start": START_SECONDS, "teacher": pace.forward(flops, fields.dtype)}
     return Estimate(0, flops, size, size, *_minutes(seconds))
 

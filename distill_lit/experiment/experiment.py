@@ -19,6 +19,7 @@ from distill_lit.experiment.model_checks import check_against_teacher, check_mod
 from distill_lit.experiment.plan import plan_runs
 from distill_lit.experiment.planned_run import Run
 from distill_lit.experiment.precision import has_auto, resolve_auto
+from distill_lit.experiment.remembered_checks import remembered_notes
 from distill_lit.experiment.run_references import has_run_references, resolve_run_references
 from distill_lit.experiment.validation import check_experiment, check_workers
 from distill_lit.utils.exceptions import UserError
@@ -152,7 +153,7 @@ class Experiment:
     def plan(self) -> "list[tuple[Run, Estimate | None]]":
         """`estimated_runs` of a config that is compared with its teacher, where that is here already."""
         if self.has_models:
-            self.notes = check_against_teacher(self.runs)
+            self.notes = remembered_notes(self.runs)
         return self.estimated_runs()
 
     def estimated_runs(self, roles: Collection[Role] = ()) -> "list[tuple[Run, Estimate | None]]":

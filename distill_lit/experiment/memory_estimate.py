@@ -141,22 +141,20 @@ def activation_bytes(config: ExperimentConfig, student: Architecture) -> int:
     """Of one micro-batch: what every layer keeps for its backward pass; with gradient checkpointing the inputs of all
     layers and what one of them keeps. After Korthikanti et al. 2022, 2205.05198 §4, for gated feed-forward parts and
     fused attention, whose scores are never kept."""
-    text = student.config.get_text_config()
     layer = _token_bytes(student, BYTES.get(config.training.precision, MASTER))
     if config.training.gradient_checkpointing:
-        return _micro_tokens(config) * (student.size.layers * int(text.hidden_size) * MASTER + layer)
+        return _micro_tokens(config) * (student.size.layers * student.size.hidden_size * MASTER + layer)
     return _micro_tokens(config) * student.size.layers * layer
 
 
 def _token_bytes(architecture: Architecture, width_of_number: int) -> int:
     """What a layer keeps of a token: of two norms their input and result in float32; in the format of the products the
     inputs of projections, queries, keys, values, what attention gives, and four times the feed-forward width."""
-    text, size = architecture.config.get_text_config(), architecture.size
-    hidden, layers = text.hidden_size, max(size.layers, 1)
+    size = architecture.size
+    hidden, layers = size.hidden_size, max(size.layers, 1)
     attention, keys_and_values = size.attention_width // layers, size.kv_cache_values_per_token // layers
-    feed_forward = getattr(text, "intermediate_size", None) or 4 * hidden
     norms = 2 * 2 * hidden * MASTER
-    return int(norms + width_of_number * (2 * hidden + 3 * attention + keys_and_values + 4 * feed_forward))
+    return int(norms + width_of_number * (2 * hidden + 3 * attention + keys_and_values + 4 * size.feed_forward_size))
 
 
 def _teacher_memory(run: Run, student: Architecture, architectures: Architectures) -> tuple[int, int]:
@@ -174,7 +172,7 @@ def _teacher_memory(run: Run, student: Architecture, architectures: Architecture
         if able.needs_cache:
             tokens = _micro_tokens(config)
             source = cached_teacher_source(fields_)
-            rows += source.estimate_cache_bytes(fields_, model.config, CacheRows(tokens, tokens, 0))
+            rows += source.estimate_cache_bytes(fields_, model.size, CacheRows(tokens, tokens, 0))
     return held, rows
 
 
@@ -217,7 +215,7 @@ def _micro_tokens(config: ExperimentConfig) -> int:
 
 
 def _vocabulary(model: Architecture) -> int:
-    return int(model.config.get_text_config().vocab_size)
+    return model.size.vocab_size
 
 
 def _process_bytes(config: ExperimentConfig) -> int:

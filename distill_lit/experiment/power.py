@@ -10,7 +10,6 @@ from distill_lit.analysis.power import (
     Power,
     TaskVariances,
     detectable_difference,
-    task_variances,
     variances_from_json,
 )
 from distill_lit.config import ExperimentConfig
@@ -103,6 +102,7 @@ def read_variances(folder: Path) -> dict[str, TaskVariances]:
         pass
     from distill_lit.analysis.results import load_results
     from distill_lit.analysis.scores import compute_scores
+    from distill_lit.analysis.task_variances import task_variances
     from distill_lit.config.evaluation import AnalysisConfig
 
     return task_variances(compute_scores(load_results(folder), AnalysisConfig()))

@@ -13,7 +13,7 @@ from distill_lit.config.roles import Role
 from distill_lit.evaluation.evaluator import EvaluationResult, evaluate_model, join_results
 from distill_lit.evaluation.probes import evaluate_probes
 from distill_lit.evaluation.surprisal import measure_surprisal
-from distill_lit.evaluation.task_evaluation import mean_above_chance, primary_scores
+from distill_lit.evaluation.task_scores import mean_above_chance, primary_scores
 from distill_lit.experiment.completion import (
     SURPRISAL_FILE,
     evaluation_identity,

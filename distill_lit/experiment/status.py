@@ -4,7 +4,7 @@ status."""
 from dataclasses import dataclass
 from pathlib import Path
 
-from distill_lit.evaluation.task_evaluation import mean_above_chance, mean_score
+from distill_lit.evaluation.task_scores import mean_above_chance, mean_score
 from distill_lit.experiment.claims import holder_of
 from distill_lit.experiment.completion import is_run_built, is_run_complete, is_run_evaluated
 from distill_lit.experiment.planned_run import Run

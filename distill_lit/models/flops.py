@@ -13,7 +13,8 @@ class ModelSize:
     """parameters: unique, tied weights once; embedding: tables of tokens and positions; lm_head_parameters: weights that
     the head multiplies; layers: of the decoder; attention_width: Σ over layers of heads × head width, for the part of
     attention that grows with the context; kv_cache_values_per_token: Σ over layers of keys and values, the numbers that are
-    kept of every token read; inactive_parameters: parameters of experts that a token is not sent to, of mixtures."""
+    kept of every token read; hidden_size, vocab_size: of the config; feed_forward_size: channels inside the feed-forward
+    part; inactive_parameters: parameters of experts that a token is not sent to, of mixtures."""
 
     parameters: int
     embedding: int
@@ -22,6 +23,9 @@ class ModelSize:
     layers: int
     is_tied: bool
     kv_cache_values_per_token: int
+    hidden_size: int
+    feed_forward_size: int
+    vocab_size: int
     inactive_parameters: int = 0
 
     @property
@@ -50,6 +54,9 @@ def size_of(model: Any) -> ModelSize:
         layers=text.num_hidden_layers,
         kv_cache_values_per_token=2 * text.num_hidden_layers * get_num_key_value_heads(text) * width,
         is_tied=output.weight is table,
+        hidden_size=text.hidden_size,
+        feed_forward_size=getattr(text, "intermediate_size", None) or 4 * text.hidden_size,
+        vocab_size=text.vocab_size,
         inactive_parameters=_inactive_parameters(model, text),
     )
 

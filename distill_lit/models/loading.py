@@ -13,7 +13,7 @@ import torch
 from distill_lit import assets
 from distill_lit.models.int4_weights import widen_int4_weights
 from distill_lit.utils.exceptions import UserError, one_line_message
-from distill_lit.utils.files import atomic_write_folder, cache_root, cached_file_sha256, file_lock, sha256_of
+from distill_lit.utils.files import atomic_write_folder, cache_root, cached_file_sha256, file_lock
 
 if TYPE_CHECKING:  # transformers takes seconds to import, and bad input is refused without it
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -207,7 +207,7 @@ def model_fingerprint(folder: Path) -> dict[str, str]:
 
 
 def _convert_gguf(path: Path) -> Path:
-    folder = cache_root() / "models" / f"{path.stem}-{sha256_of(path)[:16]}"
+    folder = cache_root() / "models" / f"{path.stem}-{cached_file_sha256(path)[:16]}"
     if folder.is_dir():
         return folder
     with file_lock(folder):

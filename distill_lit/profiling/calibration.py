@@ -4,7 +4,8 @@ A small decoder of its own is timed, since a plain matrix product says little: i
 fast as a training pass, whose casts, norms and softmaxes it does not have. Everything is timed in turn, several times, and
 the fastest counts, because other programs only ever make it slower. Where other programs are at work, the clock on the wall
 says what they leave; one thread alone is timed by the processor time that it gets, which is its own, so that counts there
-until a later plan finds the machine idle.
+until a later plan finds the machine idle. A number format that a processor has no units for is a hundred times slower than
+float32 and is timed on fewer tokens: otherwise it alone would take a minute.
 """
 
 import time
@@ -25,6 +26,8 @@ MIN_ROUNDS, MAX_ROUNDS = 3, 6  # of timing everything in turn
 AGREEMENT = 1.1  # a time that was reached twice within this is not an accident of the moment
 BUSY_SHARE = 0.1  # of the time that this process has waited for a core, from which the machine is not idle
 MAX_MEASUREMENTS = 5  # on a machine that is never idle
+SLOW_FORMAT = 4.0  # times as slow as float32: nobody takes it, and a rough number will do
+SLOW_FORMAT_SHARE = 8  # of the tokens that such a format is timed on
 PARALLEL_SHARE = 0.85  # of as many times one thread's speed, which several threads reach together
 Clock = Callable[[], float]  # seconds since some moment
 Tasks = Mapping[str, tuple[float, Callable[[], None]]]  # {what: (work in a call, the call)}
@@ -83,7 +86,7 @@ def calibrate(device: torch.device, threads: int) -> Calibration:
     machine = {**hardware.describe_hardware(), "threads": threads, "device": device.type}
     path = cache_root() / "hardware" / f"passes-{fingerprint(machine)}.json"
     known = Calibration(**read_json(path)) if path.is_file() else None
-    if known is not None and known.is_final:
+    if known is not None and (known.is_final or hardware.load_per_core() > hardware.BUSY_LOAD):
         return known
     tasks = SpeedProbe(device, GPU_PROBE if device.type == "cuda" else ProbeShape()).tasks()
     measured = measure_passes(tasks) if device.type == "cuda" else _calibrate_processor(tasks, threads)
@@ -181,34 +184,39 @@ class SpeedProbe:
         self.device, self.shape = device, shape
         self.model = _Decoder(shape).to(device)
         self.ids = torch.randint(0, shape.vocabulary, (shape.batch, shape.length), generator=generator).to(device)
+        speeds = hardware.matmul_flops_per_second(device)
+        few = shape.batch * shape.length // SLOW_FORMAT_SHARE
+        self.inputs = {
+            name: self.ids.flatten()[None, :few] if speeds[name] * SLOW_FORMAT < speeds["float32"] else self.ids
+            for name in DTYPES
+        }
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.0)
         self.copies = {name: _Decoder(shape).to(device, getattr(torch, name)).requires_grad_(False) for name in DTYPES}
 
-    @property
-    def flops(self) -> float:
+    def flops(self, dtype: str) -> float:
         """Of a forward pass, as `ModelSize.flops_per_token` counts them: 2 per weight and token, the table aside."""
         weights = sum(weight.numel() for weight in self.model.parameters()) - self.model.table.weight.numel()
-        return 2.0 * weights * self.ids.numel()
+        return 2.0 * weights * self.inputs[dtype].numel()
 
     def tasks(self) -> Tasks:
         """What `measure_passes` times."""
         parameters = float(sum(weight.numel() for weight in self.model.parameters()))
         found: dict[str, tuple[float, Callable[[], None]]] = {}
         for name in DTYPES:
-            found[f"forward/{name}"] = (self.flops, lambda name=name: self._forward(name))  # type: ignore[misc]
-            found[f"training/{name}"] = (3 * self.flops, lambda name=name: self._train(name))  # type: ignore[misc]
+            found[f"forward/{name}"] = (self.flops(name), lambda name=name: self._forward(name))  # type: ignore[misc]
+            found[f"training/{name}"] = (3 * self.flops(name), lambda name=name: self._train(name))  # type: ignore[misc]
         found["optimizer"] = (parameters, self._update)
         return found
 
     @torch.inference_mode()
     def _forward(self, dtype: str) -> None:
-        self._wait(F.log_softmax(self.copies[dtype](self.ids).float(), -1).sum())
+        self._wait(F.log_softmax(self.copies[dtype](self.inputs[dtype]).float(), -1).sum())
 
     def _train(self, dtype: str) -> None:
         self.optimizer.zero_grad()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
-            logits = self.model(self.ids)
-        loss = F.cross_entropy(logits.float().flatten(0, 1), self.ids.flatten())
+            logits = self.model(self.inputs[dtype])
+        loss = F.cross_entropy(logits.float().flatten(0, 1), self.inputs[dtype].flatten())
         loss.backward()
         self._wait(loss)
 

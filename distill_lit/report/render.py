@@ -9,9 +9,10 @@ import pandas as pd
 
 from distill_lit.analysis.endpoints import ACCURACY
 from distill_lit.analysis.model_groups import role_words
-from distill_lit.analysis.power import task_variances, variances_to_json
+from distill_lit.analysis.power import variances_to_json
 from distill_lit.analysis.probe_long_tail import probe_long_tail_frame
 from distill_lit.analysis.scaling_law import ScalingLaw, has_scaling_curve
+from distill_lit.analysis.task_variances import task_variances
 from distill_lit.report.bundle import ReportBundle
 from distill_lit.report.figures.calibration import calibration_figure
 from distill_lit.report.figures.long_tail import long_tail_figure

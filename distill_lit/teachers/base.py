@@ -28,7 +28,7 @@ from torch import Tensor
 from distill_lit.config import DataConfig, ExperimentConfig, TeacherConfig
 from distill_lit.data import PreparedData
 from distill_lit.losses.targets import TeacherTarget
-from distill_lit.models import load_model
+from distill_lit.models import ModelSize, load_model
 from distill_lit.models.activations import Activations, LayersByKind
 from distill_lit.models.device_map import load_over_devices
 from distill_lit.models.loading import torch_dtype
@@ -256,5 +256,5 @@ class CachedTeacherSource(TeacherSource):
         """Whether what `write_cache` has written, by these facts, is there and whole."""
 
     @abstractmethod
-    def estimate_cache_bytes(self, config: TeacherConfig, model_config: Any, rows: CacheRows) -> int:
-        """Bytes on disk."""
+    def estimate_cache_bytes(self, config: TeacherConfig, model: ModelSize, rows: CacheRows) -> int:
+        """Bytes on disk. model: the teacher's."""

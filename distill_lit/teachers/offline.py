@@ -57,7 +57,7 @@ from distill_lit.config import TeacherConfig
 from distill_lit.data import PackedDataset
 from distill_lit.losses.lm_head import LMHead, get_lm_head
 from distill_lit.losses.targets import DenseTarget, TeacherTarget
-from distill_lit.models import model_fingerprint
+from distill_lit.models import ModelSize, model_fingerprint
 from distill_lit.models.activations import HIDDEN_STATES, Activations, LayersByKind
 from distill_lit.models.loading import torch_dtype
 from distill_lit.models.sharding import broadcast_tensor
@@ -248,15 +248,15 @@ class OfflineSource(CachedTeacherSource):
         """Whether all its shards are there with their hashes."""
         return is_teacher_cache_complete(Path(facts["teacher_cache"]), facts["rows"])
 
-    def estimate_cache_bytes(self, config: TeacherConfig, model_config: Any, rows: CacheRows) -> int:
+    def estimate_cache_bytes(self, config: TeacherConfig, model: ModelSize, rows: CacheRows) -> int:
         """Hidden states of all rows, or a few numbers per supervised token and the hidden states of held-out rows."""
-        text, cache_format = model_config.get_text_config(), _cache_format(config)
-        per_state = torch_dtype(config.dtype).itemsize * int(text.hidden_size)
+        cache_format = _cache_format(config)
+        per_state = torch_dtype(config.dtype).itemsize * model.hidden_size
         if cache_format.kind == CACHE_HIDDEN_STATES:
             return (rows.train_positions + rows.validation_positions) * per_state * (1 + len(cache_format.hidden_layers))
         if cache_format.is_dense:
-            return rows.train_positions * (int(text.hidden_size) + 2) + rows.validation_positions * per_state
-        return rows.supervised * cache_format.bytes_per_token(text.vocab_size) + rows.validation_positions * per_state
+            return rows.train_positions * (model.hidden_size + 2) + rows.validation_positions * per_state
+        return rows.supervised * cache_format.bytes_per_token(model.vocab_size) + rows.validation_positions * per_state
 
 
 def _cache_format(config: TeacherConfig) -> TeacherCacheFormat:

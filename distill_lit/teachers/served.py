@@ -36,7 +36,7 @@ from distill_lit.data import PackedDataset
 from distill_lit.data.packing import ChainedRows
 from distill_lit.generation.api_connection import check_api_key, check_asked_model, check_connection
 from distill_lit.losses.targets import TeacherTarget
-from distill_lit.models import load_tokenizer
+from distill_lit.models import ModelSize, load_tokenizer
 from distill_lit.models.document_spans import document_ids_of
 from distill_lit.models.loading import torch_dtype
 from distill_lit.models.vocabulary import load_unpadded_vocab_size
@@ -214,15 +214,14 @@ class ServedSource(CachedTeacherSource):
         """Whether all its shards are there with their hashes."""
         return is_teacher_cache_complete(Path(facts["teacher_cache"]), facts["rows"])
 
-    def estimate_cache_bytes(self, config: TeacherConfig, model_config: Any, rows: CacheRows) -> int:
+    def estimate_cache_bytes(self, config: TeacherConfig, model: ModelSize, rows: CacheRows) -> int:
         """Hidden states of all rows, or a few numbers per supervised token, of held-out rows too."""
         if _gives_states(config):
-            per_state = torch_dtype(config.dtype).itemsize * int(model_config.get_text_config().hidden_size)
+            per_state = torch_dtype(config.dtype).itemsize * model.hidden_size
             return (rows.train_positions + rows.validation_positions) * per_state
-        size = int(model_config.get_text_config().vocab_size)
-        k = size if config.top_k == WHOLE_DISTRIBUTION else config.top_k
+        k = model.vocab_size if config.top_k == WHOLE_DISTRIBUTION else config.top_k
         tokens = rows.supervised + (0 if config.server.local_validation else rows.validation_positions)
-        return tokens * TeacherCacheFormat(CACHE_TOP_K, k).bytes_per_token(size)
+        return tokens * TeacherCacheFormat(CACHE_TOP_K, k).bytes_per_token(model.vocab_size)
 
 
 def _gives_states(config: TeacherConfig) -> bool:

@@ -14,6 +14,7 @@ from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import cache_root, fingerprint, read_json, try_write_json
 
 MEMINFO, CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
+BUSY_LOAD = 0.5  # programs for each core, from which timings are not to be trusted
 MATMUL_BENCHMARK_SHAPE = (1024, 576, 4096)  # tokens, width, output columns of the product that is timed
 MATMUL_BENCHMARK_REPEATS = 8
 COMPILE_TRIAL_SECONDS = 180.0

@@ -14,6 +14,7 @@ import torch
 from helpers import ROOT
 from rich.console import Console
 
+from distill_lit.cli import network_checks
 from distill_lit.cli.commands import doctor
 from distill_lit.experiment.memory_estimate import Memory
 from distill_lit.utils import hardware
@@ -21,7 +22,7 @@ from distill_lit.utils.array_store import save_arrays
 
 
 def shown(root: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[int, str]:
-    monkeypatch.setattr(doctor, "_network_endpoints", list)
+    monkeypatch.setattr(network_checks, "network_endpoints", list)
     monkeypatch.setattr(hardware, "compile_error", lambda _: "")
     text = io.StringIO()
     code = doctor.run(Namespace(root=root, quick=False, experiment=None, cluster=False), Console(file=text, width=400))
@@ -166,16 +167,16 @@ def answering(error: Exception | None) -> Any:
 def test_the_network_is_a_note_and_shows_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     address = "https://user:secret@index.example/simple/x"
-    far = doctor.check_reachable("package index", address, "do this", answering(URLError("no route")))
+    far = network_checks.check_reachable("package index", address, "do this", answering(URLError("no route")))
     assert (far.state, far.remedy) == (doctor.WARNING, "do this")
     assert "secret" not in far.found
-    assert doctor.check_reachable("hub", address, "", answering(None)).state == doctor.GOOD
+    assert network_checks.check_reachable("hub", address, "", answering(None)).state == doctor.GOOD
     refused = HTTPError(address, 401, "no", {}, None)  # type: ignore[arg-type]
-    assert doctor.check_reachable("hub", address, "", answering(refused)).state == doctor.GOOD
+    assert network_checks.check_reachable("hub", address, "", answering(refused)).state == doctor.GOOD
     for broken in (BadStatusLine("SSH-2.0"), InvalidURL("URL can't contain control characters"), TimeoutError()):
-        assert doctor.check_reachable("hub", address, "do this", answering(broken)).state == doctor.WARNING
+        assert network_checks.check_reachable("hub", address, "do this", answering(broken)).state == doctor.WARNING
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    offline = doctor.check_reachable("hub", address, "", answering(AssertionError("asked")))
+    offline = network_checks.check_reachable("hub", address, "", answering(AssertionError("asked")))
     assert offline.state == doctor.WARNING
 
 

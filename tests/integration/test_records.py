@@ -22,7 +22,7 @@ from distill_lit.evaluation.cache import to_frames
 from distill_lit.evaluation.evaluator import EvaluationResult, evaluate_loaded
 from distill_lit.evaluation.lm_eval_patches import quiet_lm_eval
 from distill_lit.evaluation.records import make_rows
-from distill_lit.evaluation.task_evaluation import primary_scores
+from distill_lit.evaluation.task_scores import primary_scores
 from distill_lit.evaluation.tasks import load_task, resolve_tasks
 from distill_lit.models.loading import load_model, load_tokenizer
 from distill_lit.utils.exceptions import UserError

@@ -43,7 +43,7 @@ from distill_lit.experiment.services import keep_service, needed_services
 from distill_lit.experiment.validation import check_experiment
 from distill_lit.generation import api_client
 from distill_lit.losses import build_objective
-from distill_lit.models import CalibrationData, initial_student, load_model, load_tokenizer
+from distill_lit.models import CalibrationData, initial_student, load_model, load_tokenizer, size_of
 from distill_lit.models.vocabulary import load_unpadded_vocab_size
 from distill_lit.teachers import OnlineTeacher, ServedTeacher, TeacherServer, teacher_capabilities, teacher_source
 from distill_lit.teachers import server as asking
@@ -160,7 +160,9 @@ def test_a_cache_holds_what_the_model_says(
     mask = held_out["labels"][:, 1:] >= 0
     said = teacher.target(held_out, mask).logprobs
     torch.testing.assert_close(said, whole(tiny_teacher, held_out, mask).topk(said.shape[1]).values, atol=5e-3, rtol=2e-3)
-    size = source.estimate_cache_bytes(asked.config.teacher, model.config, CacheRows(0, int(few.train.loss_mask.sum()), 64))
+    size = source.estimate_cache_bytes(
+        asked.config.teacher, size_of(model), CacheRows(0, int(few.train.loss_mask.sum()), 64)
+    )
     assert facts["bytes_per_token"] < size / few.train.loss_mask.sum() * 2 + 200
 
 

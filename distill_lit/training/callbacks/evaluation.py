@@ -7,7 +7,7 @@ import lightning as L
 
 from distill_lit.config import EvaluationConfig
 from distill_lit.evaluation.evaluator import evaluate_loaded
-from distill_lit.evaluation.task_evaluation import mean_above_chance, primary_scores
+from distill_lit.evaluation.task_scores import mean_above_chance, primary_scores
 from distill_lit.training.callbacks.throughput import pause_throughput
 
 

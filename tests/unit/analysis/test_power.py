@@ -10,11 +10,11 @@ from scipy import stats
 from distill_lit.analysis.power import (
     TaskVariances,
     detectable_difference,
-    task_variances,
     variances_from_json,
     variances_to_json,
 )
 from distill_lit.analysis.task_signal import task_signals
+from distill_lit.analysis.task_variances import task_variances
 
 Z = stats.norm.ppf(0.975) + stats.norm.ppf(0.8)
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from distill_lit.evaluation.task_evaluation import mean_score
+from distill_lit.evaluation.task_scores import mean_score
 
 
 def meta(**scores: tuple[str, float]) -> dict[str, dict[str, object]]:

@@ -38,6 +38,11 @@ def factors(*values: float) -> Iterator[float]:
         yield values[-1]
 
 
+@pytest.fixture(autouse=True)
+def _idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibration.hardware, "load_per_core", lambda: 0.0)
+
+
 IDLE = Calibration({"float32": 100.0}, {"float32": 300.0}, 10.0, True)
 
 
@@ -101,13 +106,33 @@ def test_a_machine_that_is_never_idle_is_not_measured_for_ever(tmp_path: Path, m
     assert len(calls) == calibration.MAX_MEASUREMENTS
 
 
+def test_a_busy_machine_is_not_measured_again_until_it_is_idle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DISTILL_LIT_CACHE", str(tmp_path))
+    monkeypatch.setattr(calibration, "SpeedProbe", lambda *_: Machine(factors(1.0)))
+    calls: list[int] = []
+    monkeypatch.setattr(calibration, "measure_passes", lambda *_: calls.append(1) or replace(IDLE, is_quiet=False))
+    for load in (3.0, 3.0, 0.1, 3.0):
+        monkeypatch.setattr(calibration.hardware, "load_per_core", lambda load=load: load)
+        calibration.calibrate(torch.device("cpu"), 1)
+    assert len(calls) == 2
+
+
+def test_a_format_that_the_processor_emulates_is_timed_on_fewer_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibration.hardware, "matmul_flops_per_second", lambda _: {"float32": 50.0, "bfloat16": 1.0})
+    probe = SpeedProbe(
+        torch.device("cpu"), ProbeShape(width=16, intermediate=32, heads=2, vocabulary=64, batch=2, length=8)
+    )
+    assert {name: tuple(ids.shape) for name, ids in probe.inputs.items()} == {"float32": (2, 8), "bfloat16": (1, 2)}
+    assert probe.flops("float32") == 8 * probe.flops("bfloat16")
+
+
 def test_the_probe_counts_what_it_does() -> None:
     """2 per weight and token: of a block 4 w² of attention and 3 w f, and the head."""
     shape = ProbeShape(width=16, intermediate=32, heads=2, layers=2, vocabulary=64, batch=2, length=8)
     probe = SpeedProbe(torch.device("cpu"), shape)
     norms = 2 * 2 * 16
     weights = 2 * (4 * 16 * 16 + 3 * 16 * 32) + norms + 16 * 64
-    assert probe.flops == 2 * weights * 2 * 8
+    assert probe.flops("float32") == 2 * weights * 2 * 8
     found = measure_passes(probe.tasks())
     assert set(found.forward) == set(found.training) == {"float32", "bfloat16"}
     assert min(*found.forward.values(), *found.training.values(), found.optimizer) > 0
