@@ -38,7 +38,7 @@ class BackboneWork(NamedTuple):
     teacher_layers: int
 
 
-def settle_compilation(
+def choose_compilation(
     runs: Sequence[Run], estimates: Mapping[str, Estimate | None], folder: Path, note: Callable[[str], None]
 ) -> list[Run]:
     """The runs with `always` in the place of `auto` where they are compiled; left at `auto` they are not. folder: of the
@@ -49,7 +49,7 @@ def settle_compilation(
             graphs[_graph_key(run.config)].append(run)
     path = folder / CHOICES_FILE
     kept = read_mapping(path)
-    new = {key: _choose(of_graph, estimates, note) for key, of_graph in graphs.items() if key not in kept}
+    new = {key: _decide(of_graph, estimates, note) for key, of_graph in graphs.items() if key not in kept}
     if new:
         kept |= new
         write_json(path, kept)
@@ -87,7 +87,7 @@ def _graph_key(config: ExperimentConfig) -> str:
     ])  # fmt: skip
 
 
-def _choose(runs: list[Run], estimates: Mapping[str, Estimate | None], note: Callable[[str], None]) -> dict[str, Any]:
+def _decide(runs: list[Run], estimates: Mapping[str, Estimate | None], note: Callable[[str], None]) -> dict[str, Any]:
     """{compile, why} for the runs of a graph."""
     config, student = runs[0].config, runs[0].student
     found = [estimates.get(run.name) for run in runs]

@@ -208,7 +208,7 @@ class Experiment:
         roles: only runs of these roles and what they depend on; detach: return once jobs are submitted. Where runs are
         chosen, other drivers may be at work on others. Raises Terminated when asked to stop.
         """
-        from distill_lit.experiment.compilation import settle_compilation
+        from distill_lit.experiment.compilation import choose_compilation
         from distill_lit.experiment.display import SilentDisplay
         from distill_lit.experiment.estimate import require_disk_space
         from distill_lit.experiment.launcher.launch import launch_runs
@@ -218,7 +218,7 @@ class Experiment:
         require_disk_space(estimates, runs, self.runs_folder)
         folder = self.runs_folder.resolve()
         display = display or SilentDisplay()
-        runs = settle_compilation(runs, estimates, folder, display.note)
+        runs = choose_compilation(runs, estimates, folder, display.note)
         self.declare_hypotheses()
         if self.notes or self.notes_path.is_file():  # for a report that another process draws
             write_json(self.notes_path, self.notes)

@@ -16,7 +16,7 @@ from distill_lit.losses.lm_head import get_lm_head
 from distill_lit.models import load_model
 from distill_lit.teachers import OfflineTeacher, OnlineTeacher, write_teacher_cache
 from distill_lit.teachers.teacher_cache import teacher_cache_folder, teacher_cache_metadata
-from distill_lit.training.checkpoint import checkpoint_step
+from distill_lit.training.checkpoint import SafeCheckpointIO, checkpoint_step, list_checkpoints
 from distill_lit.training.distiller import Distiller
 from distill_lit.training.loss import DistillationLoss, FusedLossSettings
 from distill_lit.training.trainer import train, validate
@@ -85,11 +85,11 @@ def test_a_compiled_training_resumes_bit_for_bit(tmp_path: Path, tiny_teacher: P
     """Dropout on, cut off after one of the first steps; the others are made by another student, compiled anew."""
     training = replace(TRAINING, compile="always", checkpoint_interval=2)
     whole, _ = run(tmp_path / "a", tiny_teacher, prepared, training, dropout=0.1)
-    (tmp_path / "b" / "checkpoints").mkdir(parents=True)
-    (tmp_path / "a" / "metrics.jsonl").rename(tmp_path / "b" / "metrics.jsonl")
-    cut = min((tmp_path / "a" / "checkpoints").glob("*.ckpt"), key=checkpoint_step)
-    assert 0 < checkpoint_step(cut) < STEPS
-    cut.rename(tmp_path / "b" / "checkpoints" / cut.name)
+    (tmp_path / "a").rename(tmp_path / "b")
+    first, *later = sorted(list_checkpoints(tmp_path / "b" / "checkpoints"), key=checkpoint_step)
+    assert 0 < checkpoint_step(first) < STEPS
+    for path in later:
+        SafeCheckpointIO().remove_checkpoint(path)
     torch._dynamo.reset()
     again, _ = run(tmp_path / "b", tiny_teacher, prepared, training, dropout=0.1)
     assert torch.equal(weights(whole), weights(again))

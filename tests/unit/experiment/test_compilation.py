@@ -9,7 +9,7 @@ from helpers import ROOT
 
 from distill_lit.config import load_experiment
 from distill_lit.experiment import compilation
-from distill_lit.experiment.compilation import BackboneWork, balance, settle_compilation, why_not_compiled
+from distill_lit.experiment.compilation import BackboneWork, balance, choose_compilation, why_not_compiled
 from distill_lit.experiment.estimate import Estimate
 from distill_lit.experiment.plan import plan_runs
 from distill_lit.experiment.planned_run import Run
@@ -24,7 +24,7 @@ def planned(*changes: str) -> list[Run]:
     return plan_runs(load_experiment(QUICKSTART, list(changes)))
 
 
-def settle(
+def compile_choices(
     runs: list[Run],
     folder: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -47,9 +47,9 @@ def settle(
     monkeypatch.setattr(compilation.Pace, "of", lambda _: None)
     monkeypatch.setattr(compilation, "_backbone_work", lambda *_: BackboneWork(60 * minutes, 0.0, 10, 0))
     estimates = {run.name: Estimate(0, 0.0, 0, 0, minutes, parts={"training": minutes}) for run in runs}
-    settled = settle_compilation(runs, estimates, folder, notes.append)
-    assert [run.fingerprint for run in settled] == [run.fingerprint for run in runs]
-    return {run.name: run.config.training.compile for run in settled}, notes
+    resolved = choose_compilation(runs, estimates, folder, notes.append)
+    assert [run.fingerprint for run in resolved] == [run.fingerprint for run in runs]
+    return {run.name: run.config.training.compile for run in resolved}, notes
 
 
 def test_the_balance_by_hand() -> None:
@@ -65,13 +65,13 @@ def test_long_runs_are_compiled_and_short_ones_are_not_even_measured(
     """Distilled and without the teacher, two of each graph: compiling takes 175 s and is to save 1.5 times as much of a
     fifth of the time; at 1.05 two quarters of an hour save 86 s."""
     runs = planned("teacher.source=online", "objective.terms.kl.kind=forward_kl")
-    short, quiet = settle(runs, tmp_path / "a", monkeypatch, 5.0, "never to be asked")
+    short, quiet = compile_choices(runs, tmp_path / "a", monkeypatch, 5.0, "never to be asked")
     assert set(short.values()) == {"auto"}
     assert not quiet
-    near, quiet = settle(runs, tmp_path / "b", monkeypatch, 15.0, replace(COST, training_speedup=1.05))
+    near, quiet = compile_choices(runs, tmp_path / "b", monkeypatch, 15.0, replace(COST, training_speedup=1.05))
     assert set(near.values()) == {"auto"}
     assert not quiet
-    long, notes = settle(runs, tmp_path / "c", monkeypatch, 60.0)
+    long, notes = compile_choices(runs, tmp_path / "c", monkeypatch, 60.0)
     trained = {run.name for run in runs if run.is_trained}
     assert {name for name, choice in long.items() if choice == "always"} == trained
     assert len(notes) == 2
@@ -81,21 +81,21 @@ def test_long_runs_are_compiled_and_short_ones_are_not_even_measured(
 def test_what_was_decided_stays_for_further_seeds_and_other_measurements(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first, _ = settle(planned("seed=1"), tmp_path, monkeypatch, 60.0)
-    again, notes = settle(planned("seed=2"), tmp_path, monkeypatch, 1.0, "it is not asked again")
+    first, _ = compile_choices(planned("seed=1"), tmp_path, monkeypatch, 60.0)
+    again, notes = compile_choices(planned("seed=2"), tmp_path, monkeypatch, 1.0, "it is not asked again")
     assert sorted(first.values()) == sorted(again.values())
     assert "always" in again.values()
     assert not notes
 
 
 def test_where_compiling_fails_students_run_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    choices, notes = settle(planned(), tmp_path, monkeypatch, 600.0, "g++ says no")
+    choices, notes = compile_choices(planned(), tmp_path, monkeypatch, 600.0, "g++ says no")
     assert set(choices.values()) == {"auto"}
     assert notes[0] == "training.compile: auto: deep is not compiled: g++ says no"
 
 
 def test_without_a_compiler_nothing_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    choices, notes = settle(planned(), tmp_path, monkeypatch, 600.0, has_compiler=False)
+    choices, notes = compile_choices(planned(), tmp_path, monkeypatch, 600.0, has_compiler=False)
     assert set(choices.values()) == {"auto"}
     assert notes[0] == "training.compile: auto: deep is not compiled: no C++ compiler is here"
 
