@@ -139,7 +139,7 @@ def test_trainings_are_the_same(trained: tuple[Path, Any]) -> None:
     assert set(trained[1]) == set(known)
     for label, facts in known.items():
         for name, value in facts.items():
-            assert_close(trained[1][label][name], value, 1e-3 if "gradient" in name else 1e-5, 1e-6, f"{label} {name}")
+            assert_close(trained[1][label][name], value, 1e-3 if "gradient" in name else 5e-5, 1e-6, f"{label} {name}")
 
 
 def test_nothing_stored_names_a_class(trained: tuple[Path, Any]) -> None:
