@@ -23,7 +23,9 @@ BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 GRADIENT = 4  # bytes per parameter, in float32
 LOGIT_BYTES = 40  # per token of the fused head and word of the vocabulary, as `chunk_size_for_budget` counts
 PROCESS_BYTES = 1_000_000_000  # of a worker with its libraries, on a CPU: measured
-HEAP = 2  # times its activations a training on a CPU holds, for freed blocks are kept: measured, plan_error.md
+# times its activations a training on a CPU holds, for freed blocks are kept: measured, plan_error.md; of bfloat16 before
+# moments were allocated beforehand, which may be too much by now
+HEAP = {"float32": 1.1, "bfloat16": 2.0}
 MIN_TRAINED_SHARE = 0.02  # of the weights, with adapters
 ROUNDED_BYTES = {"int8": 1.0, "int8_weight_only": 1.0, "int4": 0.5 + 4 / 32}  # per weight: of 4 bits two scales per group
 GATHERED_LAYERS = 2  # of a sharded model that are whole at a time: one that is read, and the next one
@@ -126,11 +128,11 @@ def _training_memory(run: Run, student: Architecture, architectures: Architectur
     weights = parameters * (MASTER + average) + trained * GRADIENT
     shards = config.training.ranks if config.training.strategy == "fsdp" else 1
     gathered = _gathered_bytes(student, MASTER + copies, GRADIENT) if shards > 1 else parameters * copies
-    kept = HEAP if planning_device(config).type == "cpu" else 1
+    kept = HEAP.get(config.training.precision, 1.0) if planning_device(config).type == "cpu" else 1.0
     return Memory(
         weights=weights // shards + gathered,
         moments=trained * MOMENTS // shards,
-        activations=kept * (activation_bytes(config, student) + _logit_bytes(config, student)),
+        activations=round(kept * (activation_bytes(config, student) + _logit_bytes(config, student))),
         teacher=teacher,
         cache=cache,
         process=_process_bytes(config),

@@ -36,6 +36,13 @@ class LMHead(NamedTuple):
         """This head on another device."""
         return self._replace(weight=self.weight.to(device), bias=None if self.bias is None else self.bias.to(device))
 
+    def copy(self) -> "LMHead":
+        """This head in memory of its own. Weights that were loaded are pages of a file, which is kept in memory as a whole
+        while one of them is in use."""
+        return self._replace(
+            weight=self.weight.detach().clone(), bias=None if self.bias is None else self.bias.detach().clone()
+        )
+
     def project(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
         """Raw products (N, vocabulary) of hidden (N, width), before scale and cap; into `out` without a gradient."""
         weight, bias = self.weight[: self.vocab_size], None if self.bias is None else self.bias[: self.vocab_size]

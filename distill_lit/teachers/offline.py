@@ -222,7 +222,7 @@ class OfflineSource(CachedTeacherSource):
             if context.is_sharded:  # of several ranks, only the first has its weights
                 raise UserError(f"the teacher cache {folder} is incomplete; run the run that writes it again")
             _write(model, context)
-        lm_head = get_lm_head(model, context.vocab_size)
+        lm_head = get_lm_head(model, context.vocab_size).copy()  # the rest of the model is not needed any more
         return OfflineTeacher(folder, rows.train, lm_head, len(rows.validation), cache_format)
 
     def cache_label(self, config: TeacherConfig) -> str:

@@ -152,6 +152,16 @@ class Distiller(L.LightningModule):
         total_steps = self.total_steps if make_lr_scheduler is not None else 0
         return optim.optimizer_and_schedule(parameters, make_optimizer, make_lr_scheduler, total_steps)
 
+    def on_train_start(self) -> None:
+        """Allocates what stays in memory before what comes and goes."""
+        for optimizer in self.trainer.optimizers:
+            optim.allocate_moments(optimizer)
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        """Takes the step and frees the gradients, which would otherwise stay for all of the next forward pass."""
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        optimizer.zero_grad()
+
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
     ) -> None:

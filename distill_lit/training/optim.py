@@ -32,6 +32,23 @@ def adamw(
     return AdamW(groups, lr=lr, betas=betas, fused=fused)
 
 
+def allocate_moments(optimizer: Optimizer) -> None:
+    """Has the moments of a fused AdamW that has taken no step allocated, as its first step would.
+
+    That would put them between the freed activations of the first pass, and leave holes there that activations of the next
+    one do not fit into: on a CPU a training of a small model then holds a quarter of its activations twice.
+    """
+    if type(optimizer) is not AdamW or optimizer.state:
+        return
+    for group in optimizer.param_groups:
+        for parameter in group["params"] if group["fused"] and not group["amsgrad"] else ():
+            optimizer.state[parameter] = {
+                "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+                "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+                "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+            }
+
+
 def warmup_cosine(
     optimizer: Optimizer, total_steps: int, warmup_fraction: float = 0.1, min_lr_ratio: float = 0.1
 ) -> LambdaLR:

@@ -325,7 +325,7 @@ def test_memory_of_a_student_by_hand(tmp_path: Path, tiny_teacher: Path, tiny_co
     assert found == Memory(
         weights=(4 + 4) * parameters,
         moments=8 * parameters,
-        activations=2 * (tokens * layer + logits),  # an allocator on a CPU keeps as much again
+        activations=round(1.1 * (tokens * layer + logits)),  # an allocator on a CPU keeps a tenth more
         teacher=4 * architectures.teacher(run).size.parameters + tokens * layer,
         cache=0,
         process=memory_estimate.PROCESS_BYTES,
@@ -334,7 +334,7 @@ def test_memory_of_a_student_by_hand(tmp_path: Path, tiny_teacher: Path, tiny_co
     assert estimate_memory(mixed, architectures).weights == (4 + 2 + 4) * parameters
     recomputed = replace(config.training, gradient_checkpointing=True)
     less = estimate_memory(replace(run, config=replace(config, training=recomputed)), architectures)
-    assert less.activations == 2 * (tokens * (32 * 4 + layer) + logits)
+    assert less.activations == round(1.1 * (tokens * (32 * 4 + layer) + logits))
 
 
 def test_memory_of_models_that_are_not_trained(tmp_path: Path, tiny_teacher: Path, tiny_corpus: Path) -> None:
