@@ -51,7 +51,7 @@ def choose_compilation(
     kept = read_mapping(path)
     new = {key: _decide(of_graph, estimates, note) for key, of_graph in graphs.items() if key not in kept}
     if new:
-        kept |= new
+        kept = new | read_mapping(path)  # of another driver, which may have been faster
         write_json(path, kept)
     compiled = {run.name for key, of_graph in graphs.items() for run in of_graph if kept[key]["compile"] == "always"}
     return [_compiled(run) if run.name in compiled else run for run in runs]

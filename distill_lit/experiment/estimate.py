@@ -287,11 +287,8 @@ def teacher_pass_flops(run: Run, architectures: Architectures, student: ModelSiz
     for fields in asked_teachers(config).values():
         able = teacher_capabilities(fields)
         size = student if able.copies_student else architectures.of(fields.model, run).size
-        lm_head = 2.0 * size.lm_head_parameters
         if able.runs_beside_student:
-            tokens = _teacher_tokens_per_token(run, architectures)
-            backbones += size.flops_per_token(head=False) * tokens
-            lm_heads += lm_head * tokens
-        elif able.needs_model and able.target_form == "dense":
-            lm_heads += lm_head
+            backbones += size.flops_per_token(head=False) * _teacher_tokens_per_token(run, architectures)
+        if able.runs_beside_student or able.needs_model and able.target_form == "dense":
+            lm_heads += 2.0 * size.lm_head_parameters  # of what the student reads too, not of a prompt
     return backbones, lm_heads

@@ -208,7 +208,6 @@ class Experiment:
         roles: only runs of these roles and what they depend on; detach: return once jobs are submitted. Where runs are
         chosen, other drivers may be at work on others. Raises Terminated when asked to stop.
         """
-        from distill_lit.experiment.compilation import choose_compilation
         from distill_lit.experiment.display import SilentDisplay
         from distill_lit.experiment.estimate import require_disk_space
         from distill_lit.experiment.launcher.launch import launch_runs
@@ -217,13 +216,11 @@ class Experiment:
         runs = self.runs_with_dependencies(roles)
         require_disk_space(estimates, runs, self.runs_folder)
         folder = self.runs_folder.resolve()
-        display = display or SilentDisplay()
-        runs = choose_compilation(runs, estimates, folder, display.note)
         self.declare_hypotheses()
         if self.notes or self.notes_path.is_file():  # for a report that another process draws
             write_json(self.notes_path, self.notes)
         is_shared = self.chosen is not None
-        outcome = launch_runs(self.resolved_config, runs, folder, display, is_shared, detach)
+        outcome = launch_runs(self.resolved_config, runs, estimates, folder, display or SilentDisplay(), is_shared, detach)
         return outcome.failed | outcome.left
 
     def declare_hypotheses(self) -> "dict[str, Declaration]":

@@ -45,5 +45,5 @@ if __name__ == "__main__":
     runs = sleeping_runs(int(sys.argv[2]))
     own = {*choose_shard(runs, *parse_shard(sys.argv[3])), runs[0].name}
     todo = [run for run in runs if run.name in own]
-    outcome = launch.launch_runs(runs[0].config, todo, Path(sys.argv[1]), SilentDisplay(), is_shared=True)
+    outcome = launch.launch_runs(runs[0].config, todo, {}, Path(sys.argv[1]), SilentDisplay(), is_shared=True)
     assert not outcome.failed, outcome.failed

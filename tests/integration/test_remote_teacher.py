@@ -585,7 +585,7 @@ def run_tiny(tmp_path: Path, url: str) -> dict[str, str]:
     loaded = load_experiment(file)
     runs = plan_runs(loaded)
     with RunDisplay(Console(file=io.StringIO())) as display:
-        failed = launch_runs(loaded, runs, tmp_path / "runs/tiny", display).failed
+        failed = launch_runs(loaded, runs, {}, tmp_path / "runs/tiny", display).failed
     return {run.label: failed[run.name] for run in runs if run.name in failed}
 
 

@@ -1,9 +1,12 @@
 """Chooses the engine of an experiment."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from distill_lit.config import ExperimentConfig
+from distill_lit.experiment.compilation import choose_compilation
 from distill_lit.experiment.display import Display
+from distill_lit.experiment.estimate import Estimate
 from distill_lit.experiment.launcher.drivers import driver_lease
 from distill_lit.experiment.launcher.local import LocalLauncher
 from distill_lit.experiment.launcher.outcome import Outcome
@@ -16,6 +19,7 @@ from distill_lit.experiment.stopping import stopping_on_signals
 def launch_runs(
     config: ExperimentConfig,
     runs: list[Run],
+    estimates: Mapping[str, Estimate | None],
     folder: Path,
     display: Display,
     is_shared: bool = False,
@@ -23,8 +27,8 @@ def launch_runs(
 ) -> Outcome:
     """Runs what is not done, each run in its folder below `folder`. On SLURM some runs may be left, see `Outcome`.
 
-    is_shared: other drivers may be at work on runs of the same experiment; detach: return once jobs are submitted. Raises
-    UserError when another process is at it or a run has only corrupt
+    estimates: what runs take, by their names; is_shared: other drivers may be at work on runs of the same experiment;
+    detach: return once jobs are submitted. Raises UserError when another process is at it or a run has only corrupt
     checkpoints, Terminated when asked to stop, FatalRunError when going on is hopeless."""
     if config.launcher.engine == "slurm":
         from distill_lit.experiment.launcher.slurm.engine import launch_on_slurm
@@ -32,6 +36,7 @@ def launch_runs(
         return launch_on_slurm(config, runs, folder, display, detach)
     folder.mkdir(parents=True, exist_ok=True)
     with driver_lease(folder, is_shared), stopping_on_signals() as signals:
+        runs = choose_compilation(runs, estimates, folder, display.note)
         todo = prepare_runs(config, runs, folder, display.note)
         display.start(runs, todo)
         outcome = Outcome()
