@@ -289,6 +289,6 @@ def teacher_pass_flops(run: Run, architectures: Architectures, student: ModelSiz
         size = student if able.copies_student else architectures.of(fields.model, run).size
         if able.runs_beside_student:
             backbones += size.flops_per_token(head=False) * _teacher_tokens_per_token(run, architectures)
-        if able.runs_beside_student or able.needs_model and able.target_form == "dense":
+        if able.runs_beside_student or (able.needs_model and able.target_form == "dense"):
             lm_heads += 2.0 * size.lm_head_parameters  # of what the student reads too, not of a prompt
     return backbones, lm_heads
