@@ -66,7 +66,8 @@ class StoredIndex(Mapping[str, TaskEntry]):
 
 def built_in_index_path() -> Path:
     """Where the entries of this installation's lm-eval are kept once they have been read."""
-    index_key = fingerprint([INDEX_VERSION, lm_eval_version(), folder_stamp(tasks_folder(), (".yaml", ".py"))])
+    stamp = folder_stamp(tasks_folder(), lambda name: "yaml" in name or name.endswith(".py"))  # _default_template_yaml too
+    index_key = fingerprint([INDEX_VERSION, lm_eval_version(), stamp])
     return cache_root() / "lm_eval" / f"tasks-{index_key}.txt"
 
 

@@ -40,7 +40,7 @@ def _what_decides(runs: Sequence[Run]) -> list[Any]:
     templates = {config.data.chat_template for config in configs.values()}
     return [
         [importlib.metadata.version(name) for name in READERS],
-        folder_stamp(Path(distill_lit.__file__).parent, (".py",)),
+        folder_stamp(Path(distill_lit.__file__).parent, lambda name: name.endswith(".py")),
         plugin_fingerprint_fields(runs[0].config),
         [run.to_json() for run in runs],
         [to_dict(config) for config in configs.values()],

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -141,13 +141,13 @@ def hashes_of(folder: Path) -> dict[str, str]:
     return {str(p.relative_to(folder)): sha256_of(p) for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-def folder_stamp(folder: Path, suffixes: tuple[str, ...]) -> list[int]:
-    """[number, total size, latest change in ns] of the files below `folder` with these suffixes: what tells without reading
-    them whether one has changed."""
+def folder_stamp(folder: Path, is_watched: Callable[[str], bool]) -> list[int]:
+    """[number, total size, latest change in ns] of the files below `folder` whose names are watched: what tells without
+    reading them whether one has changed."""
     count = size = latest = 0
     for place, _, names in os.walk(folder):
         for name in names:
-            if name.endswith(suffixes):
+            if is_watched(name):
                 status = os.stat(os.path.join(place, name))
                 count, size, latest = count + 1, size + status.st_size, max(latest, status.st_mtime_ns)
     return [count, size, latest]

@@ -368,3 +368,15 @@ def test_a_task_that_cannot_be_asked_is_refused_before_a_model_is_loaded(tmp_pat
     settings.tasks.append("broken")
     with pytest.raises(UserError, match="task 'broken'.*fail"):
         tasks.check_user_tasks(settings, "pypi")
+
+
+@pytest.mark.parametrize(("name", "is_read"), [("_default_template_yaml", True), ("utils.py", True), ("README.md", False)])
+def test_a_template_without_a_suffix_that_changes_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, is_read: bool
+) -> None:
+    monkeypatch.setattr(index, "tasks_folder", lambda: tmp_path)
+    (tmp_path / "task.yaml").write_text("task: a")
+    (tmp_path / name).write_text("a")
+    before = index.built_in_index_path()
+    (tmp_path / name).write_text("other")
+    assert (index.built_in_index_path() != before) is is_read
