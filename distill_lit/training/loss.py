@@ -43,7 +43,7 @@ from distill_lit.losses import (
     fused_linear_loss,
     label_logprobs_from_hidden,
 )
-from distill_lit.losses.lm_head import get_lm_head
+from distill_lit.losses.lm_head import LMHead, get_lm_head
 from distill_lit.losses.reduction import engine_gap_sums
 from distill_lit.losses.targets import IGNORE_INDEX, CrossTokenizerTarget, TeacherTarget
 from distill_lit.models.activations import Activations, LayersByKind, capture_activations
@@ -183,9 +183,8 @@ class DistillationLoss(nn.Module):
                 compute_metrics=compute_metrics,
             )
             if compute_metrics and "engine_logprobs" in batch:
-                with torch.no_grad():
-                    logprobs = label_logprobs_from_hidden(hidden.to(dtype), lm_head, labels, settings.chunk_size)
-                sums = engine_gap_sums(logprobs, batch["engine_logprobs"][:, 1:][loss_mask])
+                engine_logprobs = batch["engine_logprobs"][:, 1:][loss_mask]
+                sums = _engine_gap(hidden.to(dtype), lm_head, labels, engine_logprobs, settings.chunk_size)
                 losses = losses._replace(metric_sums=losses.metric_sums | sums)
         if self.feature_alignment is not None:
             with torch.autocast(hidden.device.type, enabled=False):
@@ -233,6 +232,16 @@ class DistillationLoss(nn.Module):
         weights = sums.new_tensor([term.weight(progress) for term in self.objective.feature_terms])
         total = losses.total + (weights * sums).sum() / denominator.clamp(min=1)
         return losses._replace(total=total, term_sums=torch.cat([losses.term_sums, sums.detach()]))
+
+
+@torch.no_grad()
+def _engine_gap(
+    hidden: Tensor, lm_head: LMHead, labels: Tensor, engine_logprobs: Tensor, chunk_size: int | None
+) -> dict[str, Tensor]:
+    """`engine_gap_sums` of N tokens; of those that no engine wrote nothing is computed."""
+    written = ~engine_logprobs.isnan()
+    logprobs = label_logprobs_from_hidden(hidden[written], lm_head, labels[written], chunk_size)
+    return engine_gap_sums(logprobs, engine_logprobs[written])
 
 
 def lm_head_rows(model: Any) -> int:
