@@ -20,6 +20,7 @@ from distill_lit.generation.completions import (
 from distill_lit.generation.prompts import Prompt
 from distill_lit.generation.sampling import GeneratedSequence, SamplingParams, generate_batch, get_eos_token_ids
 from distill_lit.generation.vllm_engine import VLLMEngine
+from distill_lit.models.position_limits import max_context
 from distill_lit.models.vocabulary import check_ids, unpadded_vocab_size
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.seeding import derive_seed
@@ -56,7 +57,7 @@ def generate_locally(
     eos_token_ids = get_eos_token_ids(model, tokenizer, config.chat)
     write: Writer = functools.partial(generate_batch, model, num_slots=config.batch_size)
     lengths = [len(ids) + config.max_new_tokens for _, _, ids in jobs]
-    longest = max((length for length in lengths if length <= _max_positions(model)), default=0)
+    longest = max((length for length in lengths if length <= max_context(model.config)), default=0)
     if start_engine is not None and longest:
         write = start_engine(longest).generate
     size, done = config.batch_size * BATCHES_PER_SHARD, 0
@@ -112,10 +113,6 @@ def _encode_sorted_by_length(tokenizer: Any, prompts: list[Prompt], chat: bool) 
     return sorted(encoded, key=lambda pair: len(pair[1]))
 
 
-def _max_positions(model: Any) -> int:
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
-
-
 def _write_shard(
     path: Path,
     *,
@@ -128,7 +125,7 @@ def _write_shard(
     write: Writer,
 ) -> None:
     sampling = SamplingParams(config.temperature, config.top_p, config.max_new_tokens)
-    max_positions = _max_positions(model)
+    max_positions = max_context(model.config)
     jobs_in_context = [job for job in jobs if len(job[2]) + config.max_new_tokens <= max_positions]
     completions = [
         build_completion(job[0], job[1], "", FINISH_PROMPT_TOO_LONG)

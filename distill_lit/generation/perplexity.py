@@ -9,6 +9,7 @@ from distill_lit.data.chat import encode_chat
 from distill_lit.generation.completions import Completion
 from distill_lit.losses.lm_head import get_lm_head
 from distill_lit.models.packing_check import hidden_states_of_texts
+from distill_lit.models.position_limits import max_context
 from distill_lit.models.vocabulary import check_ids, unpadded_vocab_size
 
 PERPLEXITY_BATCH_SIZE = 8
@@ -23,7 +24,7 @@ def mean_completion_logprobs(
     """
     embedding_rows = model.get_input_embeddings().weight.shape[0]
     vocabulary = unpadded_vocab_size(tokenizer, embedding_rows)
-    max_positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
+    max_positions = max_context(model.config)
     encoded = [_encode(tokenizer, answer, chat) for answer in completions]
     for ids, _ in encoded:
         check_ids(ids, tokenizer, embedding_rows)

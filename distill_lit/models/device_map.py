@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from distill_lit.models.loading import load_model, load_model_config
+from distill_lit.models.loading import build_on_meta, load_model, load_model_config
 from distill_lit.models.sharding import decoder_layers
 from distill_lit.utils import hardware
 
@@ -28,10 +28,7 @@ def capacities_here(ends_bytes: int = 0) -> Capacities:
 def spread_layers(folder: Path, dtype: torch.dtype, capacities: Capacities | None = None) -> dict[str, str]:
     """{part of the model in a folder: device}, from its config alone: layers in their order, each where there is room left,
     everything else on the first device."""
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(load_model_config(folder), dtype=dtype)
+    model = build_on_meta(load_model_config(folder), dtype=dtype)
     layers = list(decoder_layers(model))
     inside = {id(parameter) for layer in layers for parameter in layer.parameters()}
     ends = sum(p.numel() * p.element_size() for p in model.parameters() if id(p) not in inside)

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from distill_lit.models.loading import build_on_meta
 from distill_lit.models.pruning.architecture import get_head_dim, get_num_attention_heads, get_num_key_value_heads
 
 
@@ -73,9 +74,6 @@ def _inactive_parameters(model: Any, text: Any) -> int:
 
 def size_from_config(config: Any) -> ModelSize:
     """The size of a model that is never built: its config is enough."""
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+    model = build_on_meta(config)
     model.tie_weights()
     return size_of(model)

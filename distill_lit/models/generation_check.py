@@ -23,6 +23,7 @@ from distill_lit.models.packed_forward import (
     uncompiled_eval_mode,
 )
 from distill_lit.models.packing_check import CHECK_LOCK, FORWARD_ERRORS, checked_size, max_relative_error, relative_error
+from distill_lit.models.position_limits import max_context
 from distill_lit.models.slot_cache import SlotDecoder
 from distill_lit.utils.distributed.ranks import is_sharded
 from distill_lit.utils.exceptions import UserError, one_line_message
@@ -69,8 +70,7 @@ def supported_slot_mode(model: Any, max_prompt_tokens: int, max_new_tokens: int)
 
 def _prompt_size(model: Any, tokens: int) -> int:
     """Tokens of the longest prompt that is compared: not more than leave room for the new ones."""
-    room = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
-    return max(SHORT_PROMPT_TOKENS + 1, min(checked_size(model.config, tokens), int(room) - NEW_TOKENS))
+    return max(SHORT_PROMPT_TOKENS + 1, min(checked_size(model.config, tokens), max_context(model.config) - NEW_TOKENS))
 
 
 def _random_prompts(model: Any, size: int) -> list[list[int]]:

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distill_lit.models.loading import load_model_config
+from distill_lit.models.loading import build_on_meta, load_model_config
 from distill_lit.utils.exceptions import UserError, one_line_message
 from distill_lit.utils.files import read_json, write_text
 
@@ -51,11 +51,7 @@ def load_generation_config(folder: Path) -> "GenerationConfig":
 
 def model_without_weights(folder: Path) -> Any:
     """The model in a folder on the meta device, which takes no memory, with its generation config."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(load_model_config(folder))
+    model = build_on_meta(load_model_config(folder))
     model.generation_config = load_generation_config(folder)
     return model
 

@@ -190,6 +190,15 @@ def load_model_config(folder: Path) -> Any:
     return config
 
 
+def build_on_meta(config: Any, **options: Any) -> Any:
+    """The causal language model of a transformers config on the meta device: its shapes, without weights or memory.
+    options: of `from_config`, such as dtype."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, **options)
+
+
 def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     """The tokenizer in a local folder."""
     from transformers import AutoTokenizer

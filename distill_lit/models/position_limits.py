@@ -3,10 +3,10 @@
 import re
 from typing import Any
 
-import torch
 from torch import nn
 
 from distill_lit.models.backbone import get_backbone
+from distill_lit.models.loading import build_on_meta
 from distill_lit.utils.exceptions import UserError
 
 _known: dict[tuple[type, int], int | None] = {}
@@ -20,6 +20,11 @@ def check_row_length(key: str, name: str, config: Any, sequence_length: int) -> 
         raise UserError(
             f"{key}: {sequence_length} exceeds the {limit} positions of {name} ({config.model_type}); give at most {limit}"
         )
+
+
+def max_context(config: Any) -> int:
+    """Tokens of the longest context that a transformers config names; more than any text has where it names none."""
+    return int(getattr(config.get_text_config(), "max_position_embeddings", None) or 1 << 30)
 
 
 def position_limit(config: Any) -> int | None:
@@ -37,10 +42,7 @@ def position_limit(config: Any) -> int | None:
 
 
 def _has_table(config: Any, length: int) -> bool:
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        backbone = get_backbone(AutoModelForCausalLM.from_config(config))
+    backbone = get_backbone(build_on_meta(config))
     names = [name.rsplit(".")[-1] for name, module in backbone.named_modules() if isinstance(module, nn.Embedding)]
     tables = [table for name, table in backbone.named_buffers() if not name.endswith("inv_freq")]
     return any(re.search(r"pos|wpe", name) for name in names) or any(length in table.shape for table in tables)

@@ -11,7 +11,7 @@ from torch import nn
 from distill_lit.config.fields import Quantization
 from distill_lit.models.export import export_student
 from distill_lit.models.int4_weights import GROUP_SIZE, Int4Linear, pack_int4, widen_int4_weights
-from distill_lit.models.loading import load_model
+from distill_lit.models.loading import build_on_meta, load_model
 from distill_lit.utils.exceptions import UserError
 
 if TYPE_CHECKING:
@@ -35,12 +35,8 @@ def check_torchao(key: str) -> None:
 def check_quantizable(config: Any, quantization: Quantization, key: str) -> None:
     """Raises UserError where a model of this transformers config cannot be quantized so; no weights are loaded. key: what
     asks for it."""
-    from transformers import AutoModelForCausalLM
-
     check_torchao(key)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    _check_layers(model, quantization, key)
+    _check_layers(build_on_meta(config), quantization, key)
 
 
 def _check_layers(model: Any, quantization: Quantization, key: str) -> None:
