@@ -25,6 +25,7 @@ from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import cache_root, fingerprint, read_json, try_write_json
 
 TIMEOUT_SECONDS = 900.0  # of the whole measurement
+TRIAL_SECONDS = 180.0  # of compiling one line
 LAYERS = (1, 3)  # of the backbones that are compiled
 ROUNDS = 4  # of timing both, in alternation
 BATCH, LENGTH = 2, 256  # of a processor; a GPU reads eight times as many tokens
@@ -63,17 +64,35 @@ def compilation_cost(device: torch.device, dtype: str) -> CompilationCost:
 def _measure_in_process(device: str, dtype: str) -> CompilationCost:
     with tempfile.TemporaryDirectory(prefix="distill-lit-compile-") as folder:
         places = {"TMPDIR": folder, "TORCHINDUCTOR_CACHE_DIR": folder, "TRITON_CACHE_DIR": folder}
-        words = [sys.executable, "-m", __name__, device, dtype]
         try:
-            done = subprocess.run(
-                words, env={**os.environ, **places}, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False
-            )
-        except subprocess.TimeoutExpired:
-            raise UserError(f"torch.compile: it took more than {TIMEOUT_SECONDS:.0f} s on a small model") from None
+            printed = _run_python("-m", __name__, device, dtype, seconds=TIMEOUT_SECONDS, **places)
+        except UserError as error:
+            raise UserError(f"torch.compile: {error}") from error
+    return CompilationCost(**json.loads(printed.strip().splitlines()[-1]))
+
+
+def compile_error(device: torch.device) -> str:
+    """Why torch.compile fails on a device; empty where it works. A process of its own tries it, so that it may hang."""
+    code = f"import torch; torch.compile(lambda x: x.sin() + 1)(torch.ones(9, device='{device.type}')).sum().item()"
+    try:
+        _run_python("-c", code, seconds=TRIAL_SECONDS)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def _run_python(*words: str, seconds: float, **environment: str) -> str:
+    """What it prints. Raises UserError with the last line that it leaves, or for one that takes longer."""
+    command = [sys.executable, *words]
+    variables = {**os.environ, **environment}
+    try:
+        done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=seconds, check=False)
+    except subprocess.TimeoutExpired:
+        raise UserError(f"it took more than {seconds:.0f} s") from None
     if done.returncode:
-        log.warning("torch.compile: %s", done.stderr)
-        raise UserError(f"torch.compile: {(done.stderr.strip().splitlines() or ['it failed'])[-1][:200]}")
-    return CompilationCost(**json.loads(done.stdout.strip().splitlines()[-1]))
+        log.debug("%s", done.stderr)
+        raise UserError((done.stderr.strip().splitlines() or ["it failed"])[-1][:200])
+    return done.stdout
 
 
 # ---------------------------------------------------------------- in the process

@@ -2,8 +2,6 @@
 
 import os
 import platform
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +15,6 @@ MEMINFO, CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 BUSY_LOAD = 0.5  # programs for each core, from which timings are not to be trusted
 MATMUL_BENCHMARK_SHAPE = (1024, 576, 4096)  # tokens, width, output columns of the product that is timed
 MATMUL_BENCHMARK_REPEATS = 8
-COMPILE_TRIAL_SECONDS = 180.0
 
 
 def describe_hardware() -> dict[str, Any]:
@@ -52,18 +49,6 @@ def main_memory() -> tuple[int, int]:
 def free_memory(device: torch.device) -> int:
     """Bytes that are free on a device; 0 where the system does not tell."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else main_memory()[1]
-
-
-def compile_error(device: torch.device) -> str:
-    """Why torch.compile fails on a device; empty where it works. A process of its own tries it, so that it may hang."""
-    code = f"import torch; torch.compile(lambda x: x.sin() + 1)(torch.ones(9, device='{device.type}')).sum().item()"
-    try:
-        done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, timeout=COMPILE_TRIAL_SECONDS, check=False
-        )
-    except subprocess.TimeoutExpired:
-        return f"it took more than {COMPILE_TRIAL_SECONDS:.0f} s"
-    return (done.stderr.strip().splitlines() or ["it failed"])[-1][:200] if done.returncode else ""
 
 
 def num_gpus() -> int:

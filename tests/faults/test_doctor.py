@@ -17,13 +17,14 @@ from rich.console import Console
 from distill_lit.cli import network_checks
 from distill_lit.cli.commands import doctor
 from distill_lit.experiment.memory_estimate import Memory
+from distill_lit.profiling import compilation
 from distill_lit.utils import hardware
 from distill_lit.utils.array_store import save_arrays
 
 
 def shown(root: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[int, str]:
     monkeypatch.setattr(network_checks, "network_endpoints", list)
-    monkeypatch.setattr(hardware, "compile_error", lambda _: "")
+    monkeypatch.setattr(compilation, "compile_error", lambda _: "")
     text = io.StringIO()
     code = doctor.run(Namespace(root=root, quick=False, experiment=None, cluster=False), Console(file=text, width=400))
     return code, text.getvalue()
@@ -194,7 +195,7 @@ def test_whether_compiling_works(
 ) -> None:
     monkeypatch.setattr("distill_lit.losses.can_compile", lambda _: has_compiler)
     monkeypatch.setattr(hardware, "device_for", lambda *_: torch.device("cpu"))
-    monkeypatch.setattr(hardware, "compile_error", lambda _: error)
+    monkeypatch.setattr(compilation, "compile_error", lambda _: error)
     found = doctor.check_compiler(deep)
     assert words in found.found
     assert found.state == {"good": doctor.GOOD, "warning": doctor.WARNING}[state]
@@ -205,8 +206,8 @@ def test_a_compiler_that_fails_is_told_in_its_own_words(monkeypatch: pytest.Monk
     broken = tmp_path / "python"
     broken.write_text("#!/bin/sh\necho first >&2\necho 'g++: no headers' >&2\nexit 1\n")
     broken.chmod(0o755)
-    monkeypatch.setattr(hardware.sys, "executable", str(broken))
-    assert hardware.compile_error(torch.device("cpu")) == "g++: no headers"
+    monkeypatch.setattr(compilation.sys, "executable", str(broken))
+    assert compilation.compile_error(torch.device("cpu")) == "g++: no headers"
     broken.write_text("#!/bin/sh\nexec sleep 9\n")
-    monkeypatch.setattr(hardware, "COMPILE_TRIAL_SECONDS", 0.2)
-    assert hardware.compile_error(torch.device("cpu")) == "it took more than 0 s"
+    monkeypatch.setattr(compilation, "TRIAL_SECONDS", 0.2)
+    assert compilation.compile_error(torch.device("cpu")) == "it took more than 0 s"

@@ -166,6 +166,7 @@ def check_gpu() -> Iterable[Finding]:
 def check_compiler(deep: bool) -> Finding:
     """Whether torch.compile works where students train: without it they run as they are, slower. deep: try it."""
     from distill_lit.losses import can_compile
+    from distill_lit.profiling import compilation
     from distill_lit.utils import hardware
 
     device = hardware.device_for("auto")
@@ -175,7 +176,7 @@ def check_compiler(deep: bool) -> Finding:
         return Finding("torch.compile", WARNING, f"{needed} is missing; nothing is compiled", remedy)
     if not deep:
         return Finding("torch.compile", GOOD, f"{needed} is here; not tried")
-    if error := hardware.compile_error(device):
+    if error := compilation.compile_error(device):
         remedy = "objective.compile=never training.compile=never"
         return Finding("torch.compile", WARNING, f"it does not work: {error}", remedy)
     return Finding("torch.compile", GOOD, f"works on {device.type}")
