@@ -27,8 +27,8 @@ ALLOWED: dict[str, set[str]] = {
     "report": {"analysis", "config", "utils"},
     "experiment": {"analysis", "assets", "config", "data", "evaluation", "generation", "losses", "models", "profiling",
                    "report", "teachers", "training", "utils"},
-    "cli": {"assets", "config", "evaluation", "experiment", "generation", "losses", "models", "profiling", "report", "training",
-            "utils"},
+    "cli": {"assets", "config", "evaluation", "experiment", "generation", "losses", "models", "profiling", "report",
+            "training", "utils"},
     "distill_lit": {"analysis", "cli", "data", "evaluation", "experiment", "losses", "models", "teachers", "training",
                     "utils"},  # the public API, imported lazily
 }  # fmt: skip
