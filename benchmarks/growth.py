@@ -143,6 +143,7 @@ def draw(table: pd.DataFrame, path: Path) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator
 
     figure, panels = plt.subplots(2, 3, figsize=(9, 5.2), layout="constrained")
     for axes, (_, part) in zip(panels.flat, table.groupby(["what", "grows"], sort=False), strict=False):
@@ -150,10 +151,13 @@ def draw(table: pd.DataFrame, path: Path) -> None:
         axes.plot(part["size"], part["seconds"], marker="o", markersize=4, color="#4878a8")
         proportion = first["seconds"] * part["size"] / first["size"]
         axes.plot(part["size"], proportion, linestyle=":", color="#999999", linewidth=1)
-        axes.set(xscale="log", yscale="log", xlabel=first["grows"], ylabel="seconds of one processor")
+        axes.set(xscale="log", yscale="log", xlabel=first["grows"])
         axes.set_title(f"{first['what']}: power {exponent(part):.2f}", loc="left", fontsize=10)
         axes.set_xticks(part["size"], [f"{size:,}" for size in part["size"]], fontsize=8)
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
         axes.minorticks_off()
+    figure.supylabel("seconds of one processor", fontsize=10)
     figure.savefig(path, dpi=160)
     plt.close(figure)
 
