@@ -23,7 +23,7 @@ from distill_lit.utils.files import fingerprint
 def sleeping_runs(count: int) -> list[Run]:
     """Runs of two steps; all but the first need the first."""
     config = ExperimentConfig(
-        name="sleep", teacher=TeacherConfig(model="file:/nowhere"), students={"s": StudentConfig()},
+        name="sleep", teacher=TeacherConfig(model="file:/nowhere"), students={"s": StudentConfig()}, student="s",
         objective=ObjectiveConfig(terms={"ce": TermConfig(weight=1.0)}),
         training=TrainingConfig(max_tokens=2, accelerator="cpu"), launcher=LauncherConfig(workers=2, threads_per_worker=1),
     )  # fmt: skip
