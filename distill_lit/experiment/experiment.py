@@ -21,7 +21,7 @@ from distill_lit.experiment.planned_run import Run
 from distill_lit.experiment.precision import has_auto, resolve_auto
 from distill_lit.experiment.remembered_checks import remembered_notes
 from distill_lit.experiment.run_references import has_run_references, resolve_run_references
-from distill_lit.experiment.validation import check_experiment, check_workers
+from distill_lit.experiment.validation import check_experiment, check_workers, untestable_by_runs
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import write_json
 from distill_lit.utils.plugins import load_plugins
@@ -69,6 +69,13 @@ class Experiment:
             raise UserError(f'overrides: {overrides!r} is no list of texts, such as ["training.max_tokens=200000"]')
         experiment = cls(load_experiment(Path(path), list(overrides)), Path(root))
         experiment.validate()
+        untestable = experiment.untestable_hypotheses()
+        if untestable and overrides:  # as in `load_experiment`: overrides may take away what a hypothesis is about
+            own = [override for override in overrides if override.startswith("hypotheses")]
+            written = cls(load_experiment(Path(path), own), Path(root)).untestable_hypotheses()
+            untestable = {name: problem for name, problem in written.items() if name in untestable}
+        for problem in untestable.values():
+            raise UserError(problem)
         return experiment
 
     @property
@@ -149,6 +156,10 @@ class Experiment:
         load_plugins(self.config.plugins)
         check_experiment(self.config, self.points)
         check_workers(self.config, lambda: len(self.runs))
+
+    def untestable_hypotheses(self) -> dict[str, str]:
+        """{name: why} of those that none of its runs could decide."""
+        return untestable_by_runs(self.config, self.points, self.runs) if self.config.hypotheses else {}
 
     def plan(self) -> "list[tuple[Run, Estimate | None]]":
         """`estimated_runs` of a config that is compared with its teacher, where that is here already."""

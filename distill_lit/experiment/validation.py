@@ -1,11 +1,16 @@
 """What is refused before anything is run: by the config alone, and by the environment."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 from distill_lit import assets, data
 from distill_lit.config import EvaluationConfig, ExperimentConfig, OnPolicyConfig, TeacherConfig, load_section
 from distill_lit.config.derivation import BASE_TEACHER, Recipe
+from distill_lit.config.grid_points import comparable_text
+from distill_lit.config.hypotheses import ROLE, STUDENT, axis_named, values_of
+from distill_lit.config.hypothesis_validation import needed_baselines
 from distill_lit.config.on_policy import check_on_policy, is_on_policy_enabled
+from distill_lit.config.roles import Role
 from distill_lit.evaluation.probe_corpora import check_probes
 from distill_lit.evaluation.tasks import check_tasks
 from distill_lit.experiment.fingerprint import TEACHER_INT8
@@ -14,6 +19,7 @@ from distill_lit.experiment.launcher.devices import share_gpus, visible_gpus
 from distill_lit.experiment.launcher.slurm.checks import check_slurm_config
 from distill_lit.experiment.mixture import check_mixture
 from distill_lit.experiment.pipeline import config_key, expand_pipeline, referred_models
+from distill_lit.experiment.planned_run import Run
 from distill_lit.experiment.run_references import RUN_PREFIX
 from distill_lit.experiment.strategy import check_devices, check_strategy
 from distill_lit.generation.backend import check_backend
@@ -75,6 +81,49 @@ def check_workers(config: ExperimentConfig, count_runs: Callable[[], int]) -> No
     gpus = visible_gpus() if config.launcher.engine == "local" and config.launcher.workers > 1 else []
     if gpus:
         share_gpus(config, min(config.launcher.workers, count_runs()), gpus)
+
+
+def untestable_by_runs(config: ExperimentConfig, points: Sequence[GridPoint], runs: Sequence[Run]) -> dict[str, str]:
+    """{name: why} of the hypotheses that no run of the experiment could decide."""
+    planned = _values_by_key(point.values for point in points)
+    distilled = _values_by_key(run.grid_values for run in runs if run.role == Role.DISTILLED)
+    is_compared = any(run.role == Role.CE_ONLY for run in runs)
+    found = {}
+    for name, hypothesis in config.hypotheses.items():
+        if not is_compared and Role.CE_ONLY in needed_baselines(hypothesis):
+            found[name] = f"hypotheses.{name}: it needs ce_only in baselines"
+        for side, selection in (("models", hypothesis.models), ("against", hypothesis.against)):
+            if isinstance(selection, dict) and selection.get(ROLE, Role.DISTILLED) == Role.DISTILLED:
+                for key, value in _without_teacher(selection, planned, distilled):
+                    remedy = (
+                        "write against: without_teacher" if side == "against" else f"leave it out, or write {ROLE}: ce_only"
+                    )
+                    found[name] = (
+                        f"hypotheses.{name}.{side}.{key}: nothing at {value} learns from a teacher, so its student is the "
+                        f"one without teacher; {remedy}"
+                    )
+    return found
+
+
+def _without_teacher(
+    selection: Mapping[str, Any], planned: Mapping[str, set[str]], distilled: Mapping[str, set[str]]
+) -> Iterator[tuple[str, Any]]:
+    """The (key, value) of a selection of distilled students at which there are none: the student there bears no value of
+    the grid. planned, distilled: as `_values_by_key`, of all points and of those with distilled students."""
+    for key, value in selection.items():
+        axis = axis_named(str(key), planned) or ""
+        for one in values_of(value, planned.get(axis, ())):
+            if comparable_text(one) in planned.get(axis, set()) - distilled.get(axis, set()):
+                yield key, one
+
+
+def _values_by_key(points: Iterable[Mapping[str, Any]]) -> dict[str, set[str]]:
+    """{key of the grid but the student: its values, by `comparable_text`}."""
+    found: dict[str, set[str]] = {}
+    for point in points:
+        for key in point.keys() - {STUDENT}:
+            found.setdefault(key, set()).add(comparable_text(point[key]))
+    return found
 
 
 def _check_reference(reference: str, config: ExperimentConfig) -> None:

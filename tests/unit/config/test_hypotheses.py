@@ -8,7 +8,10 @@ from helpers import ROOT
 
 from distill_lit.config import load_experiment, to_yaml
 from distill_lit.config.hypothesis_validation import untestable_hypotheses
+from distill_lit.experiment.experiment import Experiment
+from distill_lit.experiment.grid import expand_points
 from distill_lit.experiment.plan import plan_runs
+from distill_lit.experiment.validation import untestable_by_runs
 from distill_lit.utils.exceptions import UserError
 
 DIVERGENCES = ROOT / "experiments/divergences.yaml"
@@ -49,8 +52,8 @@ def test_what_cannot_be_decided_is_refused(fields: str, words: str) -> None:
 def test_overrides_may_take_away_what_a_hypothesis_is_about() -> None:
     fewer = load_experiment(DIVERGENCES, ["grid={seed: [0]}", "baselines=[teacher]"])
     found = untestable_hypotheses(fewer)
-    assert set(found) == {"reverse_beats_forward", "skew_beats_forward", "any_beats_labels"}
-    assert found["any_beats_labels"] == "hypotheses.any_beats_labels: it needs ce_only in baselines"
+    assert set(found) == {"reverse_beats_forward", "skew_beats_forward"}
+    assert set(Experiment.from_yaml(DIVERGENCES, ["baselines=[teacher]"]).untestable_hypotheses()) == {"any_beats_labels"}
     assert "is no key of the grid" in found["skew_beats_forward"]
 
 
@@ -98,6 +101,45 @@ def test_values_of_the_grid_may_be_of_any_kind(tmp_path: Path, axis: str, one: s
     hypothesis = f"{{claim: c, models: {{{one}}}, against: {{{other}}}}}"
     (tmp_path / "x.yaml").write_text(f"{PLAN}grid: {{student: [deep], {axis}}}\nhypotheses: {{h: {hypothesis}}}\n")
     assert set(load_experiment(tmp_path / "x.yaml").hypotheses) == {"h"}
+
+
+LEARNS_NOTHING = "nothing at answers learns from a teacher, so its student is the one without teacher; "
+
+
+@pytest.mark.parametrize(
+    ("hypothesis", "words"),
+    [
+        (
+            "models: {variant: soft}, against: {variant: answers}",
+            f"h.against.variant: {LEARNS_NOTHING}write against: without_teacher",
+        ),
+        (
+            "models: {variant: [soft, answers]}, against: before_training",
+            f"h.models.variant: {LEARNS_NOTHING}leave it out, or write role: ce_only",
+        ),
+        ("models: {variant: answers, role: ce_only}, against: before_training", ""),
+        ("models: {variant: soft, student: deep}, against: without_teacher", ""),
+    ],
+)
+def test_a_point_without_teacher_has_no_distilled_student(tmp_path: Path, hypothesis: str, words: str) -> None:
+    variants = "variants: {soft: {objective.terms.ce: null}, answers: {objective.terms.kl: null}}\n"
+    variants += "objective: {terms: {ce: {}, kl: {kind: forward_kl}}}\n"
+    grid = "grid: {student: [deep, wide], variant: [soft, answers]}\nbaselines: [teacher, untrained]\n"
+    (tmp_path / "x.yaml").write_text(f"{PLAN}{variants}{grid}hypotheses: {{h: {{claim: c, {hypothesis}}}}}\n")
+    config = load_experiment(tmp_path / "x.yaml")
+    points = expand_points(config)
+    found = untestable_by_runs(config, points, plan_runs(config, points))
+    assert found == ({"h": f"hypotheses.{words}"} if words else {})
+
+
+def test_without_a_student_without_teacher_a_gain_over_it_is_refused(tmp_path: Path) -> None:
+    hypothesis = "{claim: c, models: {student: deep}, against: without_teacher}"
+    grid = "objective: {terms: {kl: {kind: forward_kl}}}\ngrid: {student: [deep, wide]}\nbaselines: [teacher]"
+    (tmp_path / "x.yaml").write_text(f"{PLAN}{grid}\nhypotheses: {{h: {hypothesis}}}\n")
+    config = load_experiment(tmp_path / "x.yaml")
+    points = expand_points(config)
+    found = untestable_by_runs(config, points, plan_runs(config, points))
+    assert found == {"h": "hypotheses.h: it needs ce_only in baselines"}
 
 
 def test_the_plan_of_results_may_hold_what_an_override_took_away(tmp_path: Path) -> None:
