@@ -26,6 +26,7 @@ from distill_lit.teachers import OfflineTeacher, OnlineTeacher, write_teacher_ca
 from distill_lit.teachers.compression import (
     CACHE_SAMPLED,
     CACHE_TOP_K,
+    CACHE_TOP_P,
     TeacherCacheFormat,
     compress_logprobs,
     decompress_target,
@@ -39,6 +40,7 @@ from distill_lit.teachers.teacher_cache import (
 from distill_lit.utils.exceptions import UserError
 
 TOP = TeacherCacheFormat(CACHE_TOP_K, 7)
+NUCLEUS = TeacherCacheFormat(CACHE_TOP_P, 40, top_p=0.3)
 DRAWN = TeacherCacheFormat(CACHE_SAMPLED, 5)
 BEST_TOKENS = ("top_k_kl", "truncated_kl", "top_k_tail_kl")
 
@@ -91,6 +93,7 @@ def test_a_certain_teacher_is_kept_finite() -> None:
     log_p = torch.tensor([[100.0, 0.0, -50.0, -100.0] + [-100.0] * 6]).log_softmax(-1)
     for form in (
         TeacherCacheFormat(CACHE_TOP_K, 3),
+        TeacherCacheFormat(CACHE_TOP_P, 3, top_p=0.9),
         TeacherCacheFormat(CACHE_SAMPLED, 3),
         TeacherCacheFormat(CACHE_SAMPLED, 3, 0.5),
     ):
@@ -138,7 +141,7 @@ def test_weights_of_tempered_draws_by_hand() -> None:
 
 @pytest.mark.parametrize(
     "form",
-    [TOP, DRAWN, TeacherCacheFormat(CACHE_SAMPLED, 5, 2.0)],
+    [TOP, NUCLEUS, DRAWN, TeacherCacheFormat(CACHE_SAMPLED, 5, 2.0)],
     ids=lambda form: f"{form.kind}-{form.sampling_temperature}",
 )
 def test_a_cache_says_what_the_live_teacher_says(
@@ -147,14 +150,18 @@ def test_a_cache_says_what_the_live_teacher_says(
     cached = write(tmp_path, tiny_teacher, prepared, form)
     batch, chosen = rows_of(prepared, 70, 3, 64, 63, len(prepared.train) - 1)  # of two shards, in no order
     target, log_p = cached.target(batch, chosen), whole(tiny_teacher, batch, chosen)
-    torch.testing.assert_close(target.logprobs, log_p.gather(-1, target.ids), atol=5e-3, rtol=2e-3)
+    is_token = target.logprobs > -torch.inf
+    torch.testing.assert_close(target.logprobs[is_token], log_p.gather(-1, target.ids)[is_token], atol=5e-3, rtol=2e-3)
     labels = batch["labels"][:, 1:][chosen]
     torch.testing.assert_close(target.label_logprobs, log_p.gather(-1, labels[:, None])[:, 0], atol=5e-3, rtol=2e-3)
     if form.kind == CACHE_TOP_K:
         assert torch.equal(target.ids.sort().values, log_p.topk(7).indices.sort().values)
+    if form.kind == CACHE_TOP_P:
+        ranked = log_p.exp().sort(descending=True).values
+        assert is_token.sum(-1).tolist() == ((ranked.cumsum(-1) < 0.3).sum(-1) + 1).clamp(max=40).tolist()
 
 
-@pytest.mark.parametrize("form", [TOP, DRAWN], ids=lambda form: form.kind)
+@pytest.mark.parametrize("form", [TOP, NUCLEUS, DRAWN], ids=lambda form: form.kind)
 def test_a_batch_without_labels_has_an_empty_target(
     tmp_path: Path, tiny_teacher: Path, prepared: data.PreparedData, form: TeacherCacheFormat
 ) -> None:
@@ -167,7 +174,8 @@ def test_a_batch_without_labels_has_an_empty_target(
     target = cached.target(batch, batch["labels"][:, 1:] >= 0)
     full = cached.target(*rows_of(prepared, 5))
     assert type(target) is type(full)
-    assert [part.shape[1:] for part in target] == [part.shape[1:] for part in full]
+    assert [part.shape[1:] for part in target] == [part.shape[1:] for part in full] or form.is_ragged
+    assert [part.ndim for part in target] == [part.ndim for part in full]
     assert [part.dtype for part in target] == [part.dtype for part in full]
     assert {len(part) for part in target} == {0}
 
@@ -196,11 +204,12 @@ def test_a_row_without_labels_takes_nothing_from_the_cache(
         cached.target(batch, chosen)
 
 
+@pytest.mark.parametrize("form", [NUCLEUS, DRAWN], ids=lambda form: form.kind)
 def test_shards_are_mended_one_by_one_and_come_out_the_same(
-    tmp_path: Path, tiny_teacher: Path, prepared: data.PreparedData
+    tmp_path: Path, tiny_teacher: Path, prepared: data.PreparedData, form: TeacherCacheFormat
 ) -> None:
-    write(tmp_path, tiny_teacher, prepared, DRAWN)
-    shards = sorted(tmp_path.glob("sampled-*"))
+    write(tmp_path, tiny_teacher, prepared, form)
+    shards = sorted(tmp_path.glob(f"{form.kind}-*"))
     before, times = [p.read_bytes() for p in shards], [p.stat().st_mtime_ns for p in shards]
     broken = bytearray(before[1])
     broken[-3] ^= 4
@@ -208,7 +217,7 @@ def test_shards_are_mended_one_by_one_and_come_out_the_same(
     assert not is_teacher_cache_complete(tmp_path, len(prepared.train) + 4)
     with pytest.raises(UserError, match="corrupt"):
         OfflineTeacher(tmp_path, prepared.train, get_lm_head(load_model(tiny_teacher), VOCABULARY), 4)
-    write(tmp_path, tiny_teacher, prepared, DRAWN)
+    write(tmp_path, tiny_teacher, prepared, form)
     assert [p.read_bytes() for p in shards] == before
     assert shards[0].stat().st_mtime_ns == times[0]
 
@@ -292,8 +301,11 @@ def test_many_draws_and_a_wide_top_k_give_the_gradient_of_the_whole_kl(
 
     exact = gradient("forward_kl", live.target(batch, chosen))
     top = write(tmp_path / "top", tiny_teacher, prepared, TeacherCacheFormat(CACHE_TOP_K, 300)).target(batch, chosen)
+    form = TeacherCacheFormat(CACHE_TOP_P, 300, top_p=1.0)
+    nucleus = write(tmp_path / "nucleus", tiny_teacher, prepared, form).target(batch, chosen)
     for kind in BEST_TOKENS:
         torch.testing.assert_close(gradient(kind, top), exact, atol=2e-5, rtol=2e-2)
+        torch.testing.assert_close(gradient(kind, nucleus), exact, atol=2e-5, rtol=2e-2)
     drawn = write(tmp_path / "drawn", tiny_teacher, prepared, TeacherCacheFormat(CACHE_SAMPLED, 2000)).target(batch, chosen)
     found = gradient("sampled_kl", drawn)
     assert torch.nn.functional.cosine_similarity(found.flatten(), exact.flatten(), 0) > 0.995
@@ -301,8 +313,12 @@ def test_many_draws_and_a_wide_top_k_give_the_gradient_of_the_whole_kl(
 
 @pytest.mark.parametrize(
     ("form", "kind"),
-    [(TeacherCacheFormat(CACHE_TOP_K, 200), "top_k_tail_kl"), (DRAWN, "sampled_kl")],
-    ids=["top_k", "sampled"],
+    [
+        (TeacherCacheFormat(CACHE_TOP_K, 200), "top_k_tail_kl"),
+        (TeacherCacheFormat(CACHE_TOP_P, 200, top_p=0.7), "top_k_tail_kl"),
+        (DRAWN, "sampled_kl"),
+    ],
+    ids=["top_k", "top_p", "sampled"],
 )
 def test_a_student_learns_from_a_sparse_cache(
     tmp_path: Path, tiny_teacher: Path, prepared: data.PreparedData, form: TeacherCacheFormat, kind: str
@@ -340,7 +356,7 @@ def test_hidden_cache_and_live_teacher_train_alike(tmp_path: Path, tiny_teacher:
             ["teacher.cache_format=sampled", "objective.terms.kl.kind=sampled_kl", "objective.terms.kl.temperature=2"],
             "soften",
         ),
-        (["teacher.cache_format=top_p"], "choose from hidden_states, hidden_states_int8, sampled, top_k"),
+        (["teacher.cache_format=top_q"], "choose from hidden_states, hidden_states_int8, sampled, top_k, top_p"),
         (["teacher.cache_format=top_k", "teacher.top_k=0"], "teacher.top_k"),
         (["teacher.sampling_temperature=0"], "teacher.sampling_temperature"),
         (["teacher.source=none"], "teacher.source: none"),
