@@ -87,7 +87,7 @@ class TeacherCacheFormat:
         needs on the commonsense corpus, p from 0.8 to 0.99; a teacher that is surer of its text needs fewer."""
         if not self.is_ragged or self.top_p == 1:
             return self.tokens_per_position
-        median = 3 * (self.top_p / (1 - self.top_p)) ** 1.3
+        median: float = 3 * (self.top_p / (1 - self.top_p)) ** 1.3
         return max(1.0, median * math.log1p(self.tokens_per_position / median))
 
     @property

@@ -1,6 +1,7 @@
 """Sparse caches: what is kept against the whole distribution, draws without bias, shards, faults, training from them."""
 
 import dataclasses
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from distill_lit import data
 from distill_lit.config import TermConfig, load_experiment
 from distill_lit.data.loader import ValidationLoader, make_batch
 from distill_lit.experiment.plan import plan_runs
+from distill_lit.experiment.run import build_run
 from distill_lit.experiment.validation import check_experiment
 from distill_lit.losses import build_objective, fused_linear_loss
 from distill_lit.losses.lm_head import get_lm_head
@@ -38,6 +40,7 @@ from distill_lit.teachers.teacher_cache import (
     teacher_cache_metadata,
 )
 from distill_lit.utils.exceptions import UserError
+from distill_lit.utils.files import read_json
 
 TOP = TeacherCacheFormat(CACHE_TOP_K, 7)
 NUCLEUS = TeacherCacheFormat(CACHE_TOP_P, 40, top_p=0.3)
@@ -328,7 +331,7 @@ def test_a_student_learns_from_a_sparse_cache(
     options = {"k": 200} if form.kind == CACHE_TOP_K else {}
     _, final = run(tmp_path / "run", tiny_teacher, prepared, longer, {"kl": TermConfig(kind=kind, options=options)}, cached)
     lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
-    start = __import__("json").loads(lines[0])["validation/teacher_kl"]
+    start = json.loads(lines[0])["validation/teacher_kl"]
     assert final["validation/teacher_kl"] < 0.8 * start
 
 
@@ -339,6 +342,36 @@ def test_hidden_cache_and_live_teacher_train_alike(tmp_path: Path, tiny_teacher:
     one, _ = run(tmp_path / "a", tiny_teacher, prepared)
     other, _ = run(tmp_path / "b", tiny_teacher, prepared, signal=cached)
     torch.testing.assert_close(weights(one), weights(other), rtol=1e-4, atol=1e-5)
+
+
+EXPERIMENT = """
+name: nuclei
+teacher: {{model: "file:{teacher}", source: offline, cache_format: top_p, top_p: 0.5, top_k: 200}}
+students: {{one: {{num_layers: 1, layers: uniform}}}}
+data: {{sequence_length: 32, validation_sequences: 3, max_tokens: 2000, corpora: {{text: {{path: "file:{corpus}"}}}}}}
+objective: {{terms: {{kl: {{kind: top_k_tail_kl}}}}, compile: never}}
+training: {{max_tokens: 2048, micro_batch_size: 2, learning_rate: 0.01, precision: float32, accelerator: cpu}}
+evaluation: {{tasks: [sciq], limit: 4}}
+baselines: []
+"""
+
+
+def test_an_experiment_learns_from_nuclei(
+    tmp_path: Path, tiny_teacher: Path, tiny_corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From its file to the metrics of a student, by the run of the cache."""
+    monkeypatch.setenv("DISTILL_LIT_CACHE", str(tmp_path / "cache"))
+    (file := tmp_path / "x.yaml").write_text(EXPERIMENT.format(teacher=tiny_teacher, corpus=tiny_corpus))
+    cache, student = plan_runs(load_experiment(file))
+    assert cache.label == "teacher-cache-top_p_0.5_200"
+    manifests = []
+    for planned in (cache, student):
+        (folder := tmp_path / planned.name).mkdir()
+        build_run(planned, folder, lambda *_: None)
+        manifests.append(read_json(folder / "manifest.json"))
+    assert 4 + 5 < manifests[0]["bytes_per_token"] < 200 * 4 + 5
+    first = json.loads((tmp_path / student.name / "metrics.jsonl").read_text().splitlines()[0])
+    assert manifests[1]["metrics"]["validation/teacher_kl"] < 0.8 * first["validation/teacher_kl"]
 
 
 # ---------------------------------------------------------------- the plan
