@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import ROOT
+from helpers.caches import new_cache
 from helpers.distillation import LENGTH, TRAINING, VOCABULARY, run, weights
 from helpers.warm_processes import MAY_BE_WARM
 
@@ -346,7 +347,7 @@ def test_hidden_cache_and_live_teacher_train_alike(tmp_path: Path, tiny_teacher:
 
 EXPERIMENT = """
 name: nuclei
-teacher: {{model: "file:{teacher}", source: offline, cache_format: top_p, top_p: 0.5, top_k: 200}}
+teacher: {{model: "file:{teacher}", source: offline, dtype: float32, cache_format: top_p, top_p: 0.5, top_k: 200}}
 students: {{one: {{num_layers: 1, layers: uniform}}}}
 data: {{sequence_length: 32, validation_sequences: 3, max_tokens: 2000, corpora: {{text: {{path: "file:{corpus}"}}}}}}
 objective: {{terms: {{kl: {{kind: top_k_tail_kl}}}}, compile: never}}
@@ -360,7 +361,7 @@ def test_an_experiment_learns_from_nuclei(
     tmp_path: Path, tiny_teacher: Path, tiny_corpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """From its file to the metrics of a student, by the run of the cache."""
-    monkeypatch.setenv("DISTILL_LIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("DISTILL_LIT_CACHE", str(new_cache(tmp_path / "cache")))
     (file := tmp_path / "x.yaml").write_text(EXPERIMENT.format(teacher=tiny_teacher, corpus=tiny_corpus))
     cache, student = plan_runs(load_experiment(file))
     assert cache.label == "teacher-cache-top_p_0.5_200"
