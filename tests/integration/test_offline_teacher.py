@@ -357,6 +357,7 @@ baselines: []
 """
 
 
+@pytest.mark.slow
 def test_an_experiment_learns_from_nuclei(
     tmp_path: Path, tiny_teacher: Path, tiny_corpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
