@@ -24,8 +24,9 @@ from distill_lit.utils.files import read_mapping, write_text
 EXPERIMENT = ROOT / "experiments" / "rate_distortion.yaml"
 TABLE, FIGURE = "rate_distortion.csv", "rate_distortion.png"
 KINDS = {
-    "top": "best tokens, truncated KL",
-    "tail": "best tokens, others as one",
+    "top": "k best tokens, truncated KL",
+    "tail": "k best tokens, others as one",
+    "nucleus": "tokens with a mass of p, others as one",
     "sampled": "drawn tokens",
     "hidden": "hidden states in 8 and 16 bits",
 }

@@ -67,10 +67,11 @@ class TeacherConfig:
             "examples": ["online", "cross_tokenizer", "offline", "served", "answers", "self", "ema", "none"]
         },
     )
-    cache_format: Literal["hidden_states", "hidden_states_int8", "top_k", "sampled"] = Field(
+    cache_format: Literal["hidden_states", "hidden_states_int8", "top_k", "top_p", "sampled"] = Field(
         default="hidden_states",
         description="what source: offline caches. hidden_states: of the last layer, exact; hidden_states_int8: the same in "
-        "8 bits; top_k: the most probable tokens; sampled: tokens drawn from the distribution",
+        "8 bits; top_k: the most probable tokens; top_p: as many of them as have a mass of top_p; sampled: tokens drawn "
+        "from the distribution",
     )
     hidden_layers: list[Annotated[Count, Field(ge=0)]] = Field(
         default_factory=list,
@@ -79,8 +80,15 @@ class TeacherConfig:
     top_k: Count = Field(
         default=50,
         ge=-1,
-        description="tokens per position of cache_format: top_k, and of source: served; -1: all, the whole distribution "
-        "(served)",
+        description="tokens per position of cache_format: top_k, and of source: served; at most so many of top_p; -1: all, "
+        "the whole distribution (served)",
+    )
+    top_p: Float = Field(
+        default=0.95,
+        gt=0,
+        le=1,
+        description="mass of the tokens that cache_format: top_p keeps of each position: the fewest that have it, but at "
+        "most top_k",
     )
     num_samples: Count = Field(
         default=12, ge=1, description="tokens per position of cache_format: sampled, drawn with replacement"

@@ -174,7 +174,7 @@ def _check_teacher(point: ExperimentConfig, objective: Objective) -> None:
         raise UserError(f"on_policy.teacher_mix_fraction: tokens cannot be drawn from {described}")
     _check_policy_gradient(objective, point.on_policy)
     check_teacher_supports_objective(
-        objective, teacher.target_form, described, has_on_policy_mask=is_on_policy_enabled(point.on_policy)
+        objective, teacher.target_form, described, is_on_policy_enabled(point.on_policy), teacher.max_target_tokens
     )
     _check_teacher_prompt(point, objective, teacher, described)
     check_teacher_supports_features(objective, teacher, described, point.training.compile == "always")

@@ -2,7 +2,7 @@
 
 `teacher` is its whole softened distribution, log-probabilities (N, V), or what is left of it: `TopKTarget` or
 `SampledTarget`. From the whole distribution the k best tokens are chosen, or n are drawn, here; so a sparse cache and an
-online teacher train alike.
+online teacher train alike. k is the most tokens that are read; None: 64 of a whole distribution, of a `TopKTarget` all.
 """
 
 import torch
@@ -11,34 +11,37 @@ from torch import Tensor
 from distill_lit.losses.divergences import forward_kl
 from distill_lit.losses.targets import SampledTarget, SpanTarget, SparseTarget, TopKTarget
 
+DEFAULT_K = 64  # tokens that are read of a whole distribution
+PADDING_LOGPROB = -1e30  # of both models, where a target has no token: no probability, and finite
 
-def top_k_kl(log_q: Tensor, teacher: Tensor | TopKTarget, k: int = 64) -> Tensor:
+
+def top_k_kl(log_q: Tensor, teacher: Tensor | TopKTarget, k: int | None = None) -> Tensor:
     """KL between p and q, both renormalized over the teacher's k best tokens: what the student does elsewhere is free.
 
     log_q: (N, V). Returns (N,) nats, 0 where the odds between these tokens are the teacher's. `truncated_kl` holds the
     student's mass elsewhere against it.
     """
-    ids, log_p = top_k_logprobs(teacher, k)
-    return forward_kl(log_q.gather(-1, ids).log_softmax(-1), log_p.log_softmax(-1))
+    best_q, best_p = top_k_logprobs(log_q, teacher, k)
+    return forward_kl(best_q.log_softmax(-1), best_p.log_softmax(-1))
 
 
-def truncated_kl(log_q: Tensor, teacher: Tensor | TopKTarget, k: int = 64) -> Tensor:
+def truncated_kl(log_q: Tensor, teacher: Tensor | TopKTarget, k: int | None = None) -> Tensor:
     """KL(p̃ ‖ q), p̃ the teacher's k best tokens renormalized, q over the whole vocabulary: the usual top-k distillation.
 
     The best student is p̃ itself, so what the teacher says of all other tokens is pressed to 0; at q = p it is −log of the
     k tokens' mass. Anshumann et al. 2025, 2503.16870 §3. log_q: (N, V). Returns (N,) nats, never negative.
     """
-    ids, log_p = top_k_logprobs(teacher, k)
-    return forward_kl(log_q.gather(-1, ids), log_p.log_softmax(-1))
+    best_q, best_p = top_k_logprobs(log_q, teacher, k)
+    return forward_kl(best_q, best_p.log_softmax(-1))
 
 
-def top_k_tail_kl(log_q: Tensor, teacher: Tensor | TopKTarget, k: int = 64) -> Tensor:
+def top_k_tail_kl(log_q: Tensor, teacher: Tensor | TopKTarget, k: int | None = None) -> Tensor:
     """KL between p and q with all tokens but the teacher's k best in one bucket, at most the forward KL.
 
     log_q: (N, V). Returns (N,) nats.
     """
-    ids, log_p = top_k_logprobs(teacher, k)
-    return forward_kl(_with_tail(log_q.gather(-1, ids)), _with_tail(log_p))
+    best_q, best_p = top_k_logprobs(log_q, teacher, k)
+    return forward_kl(_with_tail(best_q), _with_tail(best_p))
 
 
 def sampled_kl(log_q: Tensor, teacher: Tensor | SampledTarget, num_samples: int = 64) -> Tensor:
@@ -58,9 +61,9 @@ def pairwise_ranking(
     For p_i > p_j, hinge: max(0, margin − (q_i − q_j)), without a margin that of the teacher, p_i − p_j; logistic:
     log(1 + exp(−(z_i − z_j))) of the student's logits. log_q: (N, V). Returns (N,).
     """
-    ids, log_p = top_k_logprobs(teacher, k)
-    p, student_logprobs = log_p.exp(), log_q.gather(-1, ids)
-    pairs = (_gaps(p) > 0).to(log_q.dtype)
+    student_logprobs, log_p = top_k_logprobs(log_q, teacher, k)
+    p, is_token = log_p.exp(), log_p > PADDING_LOGPROB
+    pairs = ((_gaps(p) > 0) & is_token.unsqueeze(-2)).to(log_q.dtype)
     if loss == "logistic":
         cost = torch.nn.functional.softplus(-_gaps(student_logprobs))
     else:
@@ -88,12 +91,20 @@ def policy_gradient_reverse_kl(
     return torch.where(on_policy_mask, ratio * (1 + label_logprobs - label_logprobs.detach()), 0.0)
 
 
-def top_k_logprobs(teacher: Tensor | TopKTarget, k: int) -> tuple[Tensor, Tensor]:
-    """(ids (N, k), log-probabilities (N, k)) of the k most probable tokens; fewer where a `TopKTarget` holds fewer."""
+def top_k_logprobs(log_q: Tensor, teacher: Tensor | TopKTarget, k: int | None) -> tuple[Tensor, Tensor]:
+    """(log q, log p), each (N, k), of the teacher's k most probable tokens; fewer where a `TopKTarget` holds fewer.
+
+    Where a token of the target has fewer than others, both are `PADDING_LOGPROB`, and no gradient reaches log_q (N, V).
+    """
     if isinstance(teacher, TopKTarget):
-        return teacher.ids[..., :k], teacher.logprobs[..., :k]
-    values, ids = teacher.topk(min(k, teacher.shape[-1]), dim=-1)
-    return ids, values
+        ids, log_p = teacher.ids[..., :k], teacher.logprobs[..., :k]
+    else:
+        log_p, ids = teacher.topk(min(k or DEFAULT_K, teacher.shape[-1]), dim=-1)
+    is_padding = log_p == -torch.inf
+    return (
+        log_q.gather(-1, ids).masked_fill(is_padding, PADDING_LOGPROB),
+        log_p.masked_fill(is_padding, PADDING_LOGPROB),
+    )
 
 
 def sample_tokens(teacher: Tensor | SampledTarget, num_samples: int) -> tuple[Tensor, Tensor, Tensor]:

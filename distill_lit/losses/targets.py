@@ -3,11 +3,13 @@
 A sparse target needs no projection of the teacher, so a cache of k tokens per position replaces the teacher altogether.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from distill_lit.losses.lm_head import LMHead
 
@@ -24,7 +26,8 @@ class DenseTarget(NamedTuple):
 class TopKTarget(NamedTuple):
     """The teacher's k most probable tokens at T = 1, in falling order, with their true log-probabilities: below 1 in sum.
 
-    ids: (N, k) int64; logprobs: (N, k) nats; label_logprobs: (N,) nats of the supervised token, among the k or not.
+    ids: (N, k) int64; logprobs: (N, k) nats, −inf for padding behind the tokens of which there are fewer than k, such as a
+    nucleus; label_logprobs: (N,) nats of the supervised token, among the k or not.
     """
 
     ids: Tensor
@@ -114,6 +117,22 @@ def target_form(target: TeacherTarget | SpanTarget | Tensor) -> str:
     if isinstance(target, (SpanTarget, CrossTokenizerTarget)):
         return "cross_tokenizer"
     return "top_k" if isinstance(target, TopKTarget) else "sampled" if isinstance(target, SampledTarget) else "dense"
+
+
+def concatenate_targets(targets: Sequence[SparseTargetT]) -> SparseTargetT:
+    """The tokens of targets of one form, one target after the other."""
+    width = max(target.ids.shape[1] for target in targets)
+    parts = zip(*(_fill_up(target, width) for target in targets), strict=True)
+    return type(targets[0])(*(torch.cat(values) for values in parts))
+
+
+def _fill_up(target: SparseTargetT, width: int) -> SparseTargetT:
+    """The same with places for `width` tokens, if it is of the most probable ones; as many are drawn everywhere."""
+    missing = (0, width - target.ids.shape[1])
+    if not isinstance(target, TopKTarget):
+        return target
+    ids, logprobs = pad(target.ids, missing), pad(target.logprobs, missing, value=-torch.inf)
+    return target._replace(ids=ids, logprobs=logprobs)
 
 
 def slice_target(target: SparseTargetT, rows: slice) -> SparseTargetT:

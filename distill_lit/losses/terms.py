@@ -117,17 +117,17 @@ def LogitMSE(*, center: bool = False, weight: Value = 1.0, name: str = "") -> Te
 # ---------------------------------------------------------------- some tokens of the teacher
 
 
-def TopKKL(*, k: int = 64, temperature: Value = 1.0, weight: Value = 1.0, name: str = "") -> Term:
+def TopKKL(*, k: int | None = None, temperature: Value = 1.0, weight: Value = 1.0, name: str = "") -> Term:
     """KL of both, renormalized over the teacher's k best tokens."""
     return _logit_term("TopKKL", "top_k_kl", name, weight, temperature, k=k)
 
 
-def TruncatedKL(*, k: int = 64, temperature: Value = 1.0, weight: Value = 1.0, name: str = "") -> Term:
+def TruncatedKL(*, k: int | None = None, temperature: Value = 1.0, weight: Value = 1.0, name: str = "") -> Term:
     """KL of the teacher's k best tokens, renormalized, and the student's whole distribution. 2503.16870 §3."""
     return _logit_term("TruncatedKL", "truncated_kl", name, weight, temperature, k=k)
 
 
-def TopKTailKL(*, k: int = 64, temperature: Value = 1.0, weight: Value = 1.0, name: str = "") -> Term:
+def TopKTailKL(*, k: int | None = None, temperature: Value = 1.0, weight: Value = 1.0, name: str = "") -> Term:
     """KL with all tokens but the teacher's k best in one bucket."""
     return _logit_term("TopKTailKL", "top_k_tail_kl", name, weight, temperature, k=k)
 

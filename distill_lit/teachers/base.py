@@ -99,6 +99,7 @@ class TeacherCapabilities:
     Args:
         target_form: of its targets for training rows: dense, top_k, sampled or cross_tokenizer, the words that losses list
             in `target_forms`; empty for no targets at all.
+        max_target_tokens: the most tokens of a target that is top_k; 0 where that is not known.
         hidden_layers: layers whose hidden states can be compared: all, some, or none.
         hidden_layers_key: the config key that gives it hidden layers, for messages; empty where there is none.
         has_attention: attention maps, queries, keys and values can be compared too.
@@ -115,6 +116,7 @@ class TeacherCapabilities:
     """
 
     target_form: str
+    max_target_tokens: int = 0
     hidden_layers: HiddenLayers = ()
     hidden_layers_key: str = ""
     has_attention: bool = False

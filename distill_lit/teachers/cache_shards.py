@@ -13,7 +13,9 @@ from distill_lit.data import PackedDataset
 from distill_lit.teachers.compression import (
     CACHE_HIDDEN_STATES,
     CACHE_HIDDEN_STATES_INT8,
+    COUNTS,
     INT8_SCALE,
+    RAGGED_ARRAYS,
     CompressedArrays,
     TeacherCacheFormat,
     from_int8,
@@ -64,6 +66,7 @@ class SparseShards:
         self._supervised_per_row = train.targets_per_row
         self._offsets = _offsets_within_shards(self._supervised_per_row)
         self._read_slice = _ShardReader(folder, cache_format.kind, "numpy")
+        self._ragged_offsets = functools.lru_cache(maxsize=4096)(self._read_ragged_offsets)
 
     def read(self, rows: list[int], is_supervised: list[bool]) -> CompressedArrays:
         """The arrays of rows, one after the other; nothing of those that are not supervised in this batch."""
@@ -73,7 +76,20 @@ class SparseShards:
     def _read_row(self, row: int, is_supervised: bool) -> CompressedArrays:
         shard, start = row // SHARD_ROWS, self._offsets[row]
         end = start + self._supervised_per_row[row] * is_supervised
-        return {name: self._read_slice(shard, name, start, end) for name in self._read_slice.names(shard)}
+        names = self._read_slice.names(shard)
+        ragged = RAGGED_ARRAYS if COUNTS in names else ()
+        found = {name: self._read_slice(shard, name, start, end) for name in names if name not in ragged}
+        if ragged:
+            start = self._ragged_offsets(shard)[row % SHARD_ROWS]
+            end = start + found[COUNTS].sum(dtype=np.int64)
+        return found | {name: self._read_slice(shard, name, start, end) for name in ragged}
+
+    def _read_ragged_offsets(self, shard: int) -> np.ndarray:
+        """Where each row of a shard begins in its ragged arrays."""
+        offsets = self._offsets[shard * SHARD_ROWS : (shard + 1) * SHARD_ROWS]
+        before = np.cumsum(self._read_slice(shard, COUNTS), dtype=np.int64)
+        starts: np.ndarray = np.concatenate([[0], before])[offsets]
+        return starts
 
 
 def _offsets_within_shards(supervised_per_row: np.ndarray) -> np.ndarray:
@@ -91,8 +107,8 @@ class _ShardReader:
             lambda shard: safe_open(folder / _shard_name(prefix, shard), framework=framework)
         )
 
-    def __call__(self, shard: int, name: str, start: int, end: int) -> Any:
-        return self._open(shard).get_slice(name)[int(start) : int(end)]
+    def __call__(self, shard: int, name: str, start: int = 0, end: int | None = None) -> Any:
+        return self._open(shard).get_slice(name)[int(start) : None if end is None else int(end)]
 
     def names(self, shard: int) -> list[str]:
         return list(self._open(shard).keys())

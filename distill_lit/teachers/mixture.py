@@ -12,7 +12,14 @@ import torch
 from torch import Tensor
 
 from distill_lit.losses.mixture import ARITHMETIC
-from distill_lit.losses.targets import DenseTarget, MixtureTarget, SampledTarget, TeacherTarget, TopKTarget
+from distill_lit.losses.targets import (
+    DenseTarget,
+    MixtureTarget,
+    SampledTarget,
+    TeacherTarget,
+    TopKTarget,
+    concatenate_targets,
+)
 from distill_lit.teachers.base import StudentFollowingTeacher, Teacher
 from distill_lit.utils.exceptions import UserError
 
@@ -139,6 +146,5 @@ def _gather(said: Sequence[TeacherTarget | None], tokens: Sequence[Tensor], coun
     order = torch.cat([at for _, at in pairs])
     if len({type(target) for target, _ in pairs}) > 1 or len(order) != count or len(order.unique()) != count:
         raise UserError("teachers: a few tokens per position cannot be mixed; every document needs a teacher of its own")
-    at = order.argsort()
-    parts = zip(*(target for target, _ in pairs), strict=True)
-    return type(pairs[0][0])(*(torch.cat(values)[at] for values in parts))
+    target, at = concatenate_targets([target for target, _ in pairs]), order.argsort()
+    return type(target)(*(part[at] for part in target))

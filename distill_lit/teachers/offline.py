@@ -15,6 +15,9 @@ What is kept (`teacher.cache_format`), with bytes per token for SmolLM2-135M (57
                     distribution, nearly.
     top_k           the k most probable tokens of every supervised position, their log-probabilities, and the mass of all
                     others: 4 k + 4 bytes, 204 for 50 tokens.
+    top_p           of every position as many of the most probable tokens as have a mass of `teacher.top_p`, its nucleus,
+                    but at most `teacher.top_k`, and the mass of all others: 4 bytes for each and 5 more for the position,
+                    6 where the limit is above 255. A position where the teacher is sure pays for one token.
     sampled         n tokens drawn from the teacher with replacement: 4 n + 2 bytes, 50 for 12 samples.
     Held-out rows keep hidden states in any format, so that fidelity is measured the same whatever a student learns from.
 
@@ -29,12 +32,12 @@ Under another prompt (`teacher.prompt`)
     the same shards, read in the same way, with hidden states of 0 where nothing is supervised.
 
 Biased or unbiased
-    hidden_states gives the exact loss and the exact gradient. top_k is biased: the tail is cut off (`truncated_kl`) or
-    counted as one token (`top_k_tail_kl`, never above the true KL), so a student learns too little of rare tokens,
-    however long it trains. sampled is unbiased: each sample weighs 1 / n, or p / (n · q) where it was drawn from q = p^(1
-    / temperature) normalized, so the expected gradient is that of the whole KL, and its variance falls as 1 / n
-    (Anshumann et al. 2025, "Sparse Logit Sampling", 2503.16870 §4). Samples depend on the shard alone: written again,
-    they are the same.
+    hidden_states gives the exact loss and the exact gradient. top_k and top_p are biased: the tail is cut off
+    (`truncated_kl`) or counted as one token (`top_k_tail_kl`, never above the true KL), so a student learns too little
+    of rare tokens, however long it trains. sampled is unbiased: each sample weighs 1 / n, or p / (n · q) where it was
+    drawn from q = p^(1 / temperature) normalized, so the expected gradient is that of the whole KL, and its variance
+    falls as 1 / n (Anshumann et al. 2025, "Sparse Logit Sampling", 2503.16870 §4). Samples depend on the shard alone:
+    written again, they are the same.
 
 Integrity
     The folder's name hashes all that decides its content: the teacher's files, its tokenizer among them, the fingerprint
@@ -68,6 +71,7 @@ from distill_lit.teachers.compression import (
     CACHE_HIDDEN_STATES_INT8,
     CACHE_SAMPLED,
     CACHE_TOP_K,
+    CACHE_TOP_P,
     TeacherCacheFormat,
     decompress_target,
 )
@@ -143,7 +147,7 @@ class OfflineTeacher:
         if self._sparse is None or int(batch["rows"].max()) >= self.num_train_rows:
             return DenseTarget(self.hidden_states(batch)[:, :-1][loss_mask], self._head)
         arrays = self._sparse.read(batch["rows"].tolist(), loss_mask.any(1).tolist())
-        if len(arrays["ids"]) != int(loss_mask.sum()):
+        if len(arrays["label_logprobs"]) != int(loss_mask.sum()):
             raise UserError(
                 "the teacher cache holds other positions than this batch supervises; remove it to have it written again"
             )
@@ -183,7 +187,8 @@ class OfflineSource(CachedTeacherSource):
         """Those of the format that is kept."""
         cache_format = _cache_format(config)
         return TeacherCapabilities(
-            target_form="dense" if cache_format.is_dense else cache_format.kind,
+            target_form=cache_format.target_form,
+            max_target_tokens=cache_format.tokens_per_position,
             hidden_layers=() if config.prompt.is_set else cache_format.hidden_layers,
             hidden_layers_key="" if config.prompt.is_set else "teacher.hidden_layers",
             needs_cache=True,
@@ -198,7 +203,7 @@ class OfflineSource(CachedTeacherSource):
     def check(self, config: TeacherConfig) -> None:
         """Raises UserError for a number of tokens that is none."""
         super().check(config)
-        if config.cache_format == CACHE_TOP_K and config.top_k < 1:
+        if _cache_format(config).target_form == CACHE_TOP_K and config.top_k < 1:
             raise UserError(f"teacher.top_k: {config.top_k}, and at least 1 is kept; hidden_states keep all")
 
     def check_model(self, config: TeacherConfig, model_config: Any) -> None:
@@ -209,7 +214,7 @@ class OfflineSource(CachedTeacherSource):
             raise UserError(
                 f"teacher.hidden_layers: {beyond[0]} is beyond the teacher's last layer {text.num_hidden_layers - 1}"
             )
-        if config.cache_format == CACHE_TOP_K and config.top_k > text.vocab_size:
+        if _cache_format(config).target_form == CACHE_TOP_K and config.top_k > text.vocab_size:
             raise UserError(f"teacher.top_k: {config.top_k} is above the teacher's vocabulary of {text.vocab_size}")
 
     def build(self, context: TeacherContext) -> OfflineTeacher:
@@ -229,10 +234,8 @@ class OfflineSource(CachedTeacherSource):
         """Such as top_k_50, sampled_12 or prompt-sampled_12; empty for hidden states of the student's documents."""
         cache_format = _cache_format(config)
         parts = ["prompt"] if config.prompt.is_set else []
-        if cache_format.kind == CACHE_HIDDEN_STATES_INT8:
-            parts.append(cache_format.kind)
-        if not cache_format.is_dense:
-            parts.append(f"{cache_format.kind}_{cache_format.tokens_per_position}")
+        if cache_format.kind != CACHE_HIDDEN_STATES:
+            parts.append(cache_format.label)
         return "-".join(parts)
 
     def write_cache(self, context: TeacherContext, progress: ProgressCallback) -> dict[str, Any]:
@@ -267,6 +270,8 @@ def _cache_format(config: TeacherConfig) -> TeacherCacheFormat:
         return TeacherCacheFormat(CACHE_HIDDEN_STATES_INT8)
     if config.cache_format == CACHE_TOP_K:
         return TeacherCacheFormat(CACHE_TOP_K, config.top_k)
+    if config.cache_format == CACHE_TOP_P:
+        return TeacherCacheFormat(CACHE_TOP_P, config.top_k, top_p=config.top_p)
     return TeacherCacheFormat(CACHE_SAMPLED, config.num_samples, config.sampling_temperature)
 
 

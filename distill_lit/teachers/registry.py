@@ -56,6 +56,7 @@ def _combine(able: Sequence[TeacherCapabilities]) -> TeacherCapabilities:
     """What several teachers can do together, and what any of them needs. Their inner states are of different layers."""
     return TeacherCapabilities(
         target_form=next((one.target_form for one in able if one.target_form != "dense"), "dense"),
+        max_target_tokens=min(one.max_target_tokens for one in able),
         shares_tokenizer=all(one.shares_tokenizer for one in able),
         needs_model=any(one.needs_model for one in able),
         needs_cache=any(one.needs_cache for one in able),

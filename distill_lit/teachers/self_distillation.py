@@ -81,7 +81,7 @@ class _StudentCopySource(TeacherSource):
         """Refuses fields of a cache."""
         super().check(config)
         default = TeacherConfig()
-        for name in ("cache_format", "hidden_layers", "top_k", "num_samples", "sampling_temperature"):
+        for name in ("cache_format", "hidden_layers", "top_k", "top_p", "num_samples", "sampling_temperature"):
             if getattr(config, name) != getattr(default, name):
                 raise UserError(
                     f"teacher.{name}: teacher.source {config.source} is a copy of the student that is being trained, of "

@@ -134,6 +134,7 @@ class ServedSource(CachedTeacherSource):
         """The most probable tokens, or all of them; live, of the student's own text too."""
         return TeacherCapabilities(
             target_form="dense" if _gives_states(config) else "top_k",
+            max_target_tokens=max(config.top_k, 0),
             needs_model=config.server.local_validation,
             needs_cache=not config.server.live,
             scores_student_text=config.server.live,

@@ -42,6 +42,12 @@ FORMS = {
         "teacher.top_k=7",
         "objective.terms.kl={kind: top_k_kl, weight: 1, options: {k: 7}}",
     ],
+    "top_p": [
+        "teacher.cache_format=top_p",
+        "teacher.top_p=1.0",  # all that the limit allows: of less nobody knows how many
+        "teacher.top_k=7",
+        "objective.terms.kl={kind: top_k_tail_kl, weight: 1}",
+    ],
     "sampled": [
         "teacher.cache_format=sampled",
         "teacher.num_samples=5",

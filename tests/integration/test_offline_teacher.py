@@ -1,6 +1,7 @@
 """Sparse caches: what is kept against the whole distribution, draws without bias, shards, faults, training from them."""
 
 import dataclasses
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import ROOT
+from helpers.caches import new_cache
 from helpers.distillation import LENGTH, TRAINING, VOCABULARY, run, weights
 from helpers.warm_processes import MAY_BE_WARM
 
@@ -16,6 +18,7 @@ from distill_lit import data
 from distill_lit.config import TermConfig, load_experiment
 from distill_lit.data.loader import ValidationLoader, make_batch
 from distill_lit.experiment.plan import plan_runs
+from distill_lit.experiment.run import build_run
 from distill_lit.experiment.validation import check_experiment
 from distill_lit.losses import build_objective, fused_linear_loss
 from distill_lit.losses.lm_head import get_lm_head
@@ -26,6 +29,7 @@ from distill_lit.teachers import OfflineTeacher, OnlineTeacher, write_teacher_ca
 from distill_lit.teachers.compression import (
     CACHE_SAMPLED,
     CACHE_TOP_K,
+    CACHE_TOP_P,
     TeacherCacheFormat,
     compress_logprobs,
     decompress_target,
@@ -37,8 +41,10 @@ from distill_lit.teachers.teacher_cache import (
     teacher_cache_metadata,
 )
 from distill_lit.utils.exceptions import UserError
+from distill_lit.utils.files import read_json
 
 TOP = TeacherCacheFormat(CACHE_TOP_K, 7)
+NUCLEUS = TeacherCacheFormat(CACHE_TOP_P, 40, top_p=0.3)
 DRAWN = TeacherCacheFormat(CACHE_SAMPLED, 5)
 BEST_TOKENS = ("top_k_kl", "truncated_kl", "top_k_tail_kl")
 
@@ -91,6 +97,7 @@ def test_a_certain_teacher_is_kept_finite() -> None:
     log_p = torch.tensor([[100.0, 0.0, -50.0, -100.0] + [-100.0] * 6]).log_softmax(-1)
     for form in (
         TeacherCacheFormat(CACHE_TOP_K, 3),
+        TeacherCacheFormat(CACHE_TOP_P, 3, top_p=0.9),
         TeacherCacheFormat(CACHE_SAMPLED, 3),
         TeacherCacheFormat(CACHE_SAMPLED, 3, 0.5),
     ):
@@ -138,7 +145,7 @@ def test_weights_of_tempered_draws_by_hand() -> None:
 
 @pytest.mark.parametrize(
     "form",
-    [TOP, DRAWN, TeacherCacheFormat(CACHE_SAMPLED, 5, 2.0)],
+    [TOP, NUCLEUS, DRAWN, TeacherCacheFormat(CACHE_SAMPLED, 5, 2.0)],
     ids=lambda form: f"{form.kind}-{form.sampling_temperature}",
 )
 def test_a_cache_says_what_the_live_teacher_says(
@@ -147,14 +154,18 @@ def test_a_cache_says_what_the_live_teacher_says(
     cached = write(tmp_path, tiny_teacher, prepared, form)
     batch, chosen = rows_of(prepared, 70, 3, 64, 63, len(prepared.train) - 1)  # of two shards, in no order
     target, log_p = cached.target(batch, chosen), whole(tiny_teacher, batch, chosen)
-    torch.testing.assert_close(target.logprobs, log_p.gather(-1, target.ids), atol=5e-3, rtol=2e-3)
+    is_token = target.logprobs > -torch.inf
+    torch.testing.assert_close(target.logprobs[is_token], log_p.gather(-1, target.ids)[is_token], atol=5e-3, rtol=2e-3)
     labels = batch["labels"][:, 1:][chosen]
     torch.testing.assert_close(target.label_logprobs, log_p.gather(-1, labels[:, None])[:, 0], atol=5e-3, rtol=2e-3)
     if form.kind == CACHE_TOP_K:
         assert torch.equal(target.ids.sort().values, log_p.topk(7).indices.sort().values)
+    if form.kind == CACHE_TOP_P:
+        ranked = log_p.exp().sort(descending=True).values
+        assert is_token.sum(-1).tolist() == ((ranked.cumsum(-1) < 0.3).sum(-1) + 1).clamp(max=40).tolist()
 
 
-@pytest.mark.parametrize("form", [TOP, DRAWN], ids=lambda form: form.kind)
+@pytest.mark.parametrize("form", [TOP, NUCLEUS, DRAWN], ids=lambda form: form.kind)
 def test_a_batch_without_labels_has_an_empty_target(
     tmp_path: Path, tiny_teacher: Path, prepared: data.PreparedData, form: TeacherCacheFormat
 ) -> None:
@@ -167,7 +178,8 @@ def test_a_batch_without_labels_has_an_empty_target(
     target = cached.target(batch, batch["labels"][:, 1:] >= 0)
     full = cached.target(*rows_of(prepared, 5))
     assert type(target) is type(full)
-    assert [part.shape[1:] for part in target] == [part.shape[1:] for part in full]
+    assert [part.shape[1:] for part in target] == [part.shape[1:] for part in full] or form.is_ragged
+    assert [part.ndim for part in target] == [part.ndim for part in full]
     assert [part.dtype for part in target] == [part.dtype for part in full]
     assert {len(part) for part in target} == {0}
 
@@ -196,11 +208,12 @@ def test_a_row_without_labels_takes_nothing_from_the_cache(
         cached.target(batch, chosen)
 
 
+@pytest.mark.parametrize("form", [NUCLEUS, DRAWN], ids=lambda form: form.kind)
 def test_shards_are_mended_one_by_one_and_come_out_the_same(
-    tmp_path: Path, tiny_teacher: Path, prepared: data.PreparedData
+    tmp_path: Path, tiny_teacher: Path, prepared: data.PreparedData, form: TeacherCacheFormat
 ) -> None:
-    write(tmp_path, tiny_teacher, prepared, DRAWN)
-    shards = sorted(tmp_path.glob("sampled-*"))
+    write(tmp_path, tiny_teacher, prepared, form)
+    shards = sorted(tmp_path.glob(f"{form.kind}-*"))
     before, times = [p.read_bytes() for p in shards], [p.stat().st_mtime_ns for p in shards]
     broken = bytearray(before[1])
     broken[-3] ^= 4
@@ -208,7 +221,7 @@ def test_shards_are_mended_one_by_one_and_come_out_the_same(
     assert not is_teacher_cache_complete(tmp_path, len(prepared.train) + 4)
     with pytest.raises(UserError, match="corrupt"):
         OfflineTeacher(tmp_path, prepared.train, get_lm_head(load_model(tiny_teacher), VOCABULARY), 4)
-    write(tmp_path, tiny_teacher, prepared, DRAWN)
+    write(tmp_path, tiny_teacher, prepared, form)
     assert [p.read_bytes() for p in shards] == before
     assert shards[0].stat().st_mtime_ns == times[0]
 
@@ -292,8 +305,11 @@ def test_many_draws_and_a_wide_top_k_give_the_gradient_of_the_whole_kl(
 
     exact = gradient("forward_kl", live.target(batch, chosen))
     top = write(tmp_path / "top", tiny_teacher, prepared, TeacherCacheFormat(CACHE_TOP_K, 300)).target(batch, chosen)
+    form = TeacherCacheFormat(CACHE_TOP_P, 300, top_p=1.0)
+    nucleus = write(tmp_path / "nucleus", tiny_teacher, prepared, form).target(batch, chosen)
     for kind in BEST_TOKENS:
         torch.testing.assert_close(gradient(kind, top), exact, atol=2e-5, rtol=2e-2)
+        torch.testing.assert_close(gradient(kind, nucleus), exact, atol=2e-5, rtol=2e-2)
     drawn = write(tmp_path / "drawn", tiny_teacher, prepared, TeacherCacheFormat(CACHE_SAMPLED, 2000)).target(batch, chosen)
     found = gradient("sampled_kl", drawn)
     assert torch.nn.functional.cosine_similarity(found.flatten(), exact.flatten(), 0) > 0.995
@@ -301,8 +317,12 @@ def test_many_draws_and_a_wide_top_k_give_the_gradient_of_the_whole_kl(
 
 @pytest.mark.parametrize(
     ("form", "kind"),
-    [(TeacherCacheFormat(CACHE_TOP_K, 200), "top_k_tail_kl"), (DRAWN, "sampled_kl")],
-    ids=["top_k", "sampled"],
+    [
+        (TeacherCacheFormat(CACHE_TOP_K, 200), "top_k_tail_kl"),
+        (TeacherCacheFormat(CACHE_TOP_P, 200, top_p=0.7), "top_k_tail_kl"),
+        (DRAWN, "sampled_kl"),
+    ],
+    ids=["top_k", "top_p", "sampled"],
 )
 def test_a_student_learns_from_a_sparse_cache(
     tmp_path: Path, tiny_teacher: Path, prepared: data.PreparedData, form: TeacherCacheFormat, kind: str
@@ -312,7 +332,7 @@ def test_a_student_learns_from_a_sparse_cache(
     options = {"k": 200} if form.kind == CACHE_TOP_K else {}
     _, final = run(tmp_path / "run", tiny_teacher, prepared, longer, {"kl": TermConfig(kind=kind, options=options)}, cached)
     lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
-    start = __import__("json").loads(lines[0])["validation/teacher_kl"]
+    start = json.loads(lines[0])["validation/teacher_kl"]
     assert final["validation/teacher_kl"] < 0.8 * start
 
 
@@ -323,6 +343,37 @@ def test_hidden_cache_and_live_teacher_train_alike(tmp_path: Path, tiny_teacher:
     one, _ = run(tmp_path / "a", tiny_teacher, prepared)
     other, _ = run(tmp_path / "b", tiny_teacher, prepared, signal=cached)
     torch.testing.assert_close(weights(one), weights(other), rtol=1e-4, atol=1e-5)
+
+
+EXPERIMENT = """
+name: nuclei
+teacher: {{model: "file:{teacher}", source: offline, dtype: float32, cache_format: top_p, top_p: 0.5, top_k: 200}}
+students: {{one: {{num_layers: 1, layers: uniform}}}}
+data: {{sequence_length: 32, validation_sequences: 3, max_tokens: 2000, corpora: {{text: {{path: "file:{corpus}"}}}}}}
+objective: {{terms: {{kl: {{kind: top_k_tail_kl}}}}, compile: never}}
+training: {{max_tokens: 2048, micro_batch_size: 2, learning_rate: 0.01, precision: float32, accelerator: cpu}}
+evaluation: {{tasks: [sciq], limit: 4}}
+baselines: []
+"""
+
+
+@pytest.mark.slow
+def test_an_experiment_learns_from_nuclei(
+    tmp_path: Path, tiny_teacher: Path, tiny_corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From its file to the metrics of a student, by the run of the cache."""
+    monkeypatch.setenv("DISTILL_LIT_CACHE", str(new_cache(tmp_path / "cache")))
+    (file := tmp_path / "x.yaml").write_text(EXPERIMENT.format(teacher=tiny_teacher, corpus=tiny_corpus))
+    cache, student = plan_runs(load_experiment(file))
+    assert cache.label == "teacher-cache-top_p_0.5_200"
+    manifests = []
+    for planned in (cache, student):
+        (folder := tmp_path / planned.name).mkdir()
+        build_run(planned, folder, lambda *_: None)
+        manifests.append(read_json(folder / "manifest.json"))
+    assert 4 + 5 < manifests[0]["bytes_per_token"] < 200 * 4 + 5
+    first = json.loads((tmp_path / student.name / "metrics.jsonl").read_text().splitlines()[0])
+    assert manifests[1]["metrics"]["validation/teacher_kl"] < 0.8 * first["validation/teacher_kl"]
 
 
 # ---------------------------------------------------------------- the plan
@@ -340,7 +391,7 @@ def test_hidden_cache_and_live_teacher_train_alike(tmp_path: Path, tiny_teacher:
             ["teacher.cache_format=sampled", "objective.terms.kl.kind=sampled_kl", "objective.terms.kl.temperature=2"],
             "soften",
         ),
-        (["teacher.cache_format=top_p"], "choose from hidden_states, hidden_states_int8, sampled, top_k"),
+        (["teacher.cache_format=top_q"], "choose from hidden_states, hidden_states_int8, sampled, top_k, top_p"),
         (["teacher.cache_format=top_k", "teacher.top_k=0"], "teacher.top_k"),
         (["teacher.sampling_temperature=0"], "teacher.sampling_temperature"),
         (["teacher.source=none"], "teacher.source: none"),

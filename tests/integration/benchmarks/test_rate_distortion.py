@@ -23,19 +23,20 @@ def benchmark() -> ModuleType:
 
 
 def test_every_variant_has_the_bytes_of_its_cache_and_the_mean_over_seeds(benchmark: ModuleType, tmp_path: Path) -> None:
-    changes = ["grid={variant: [top_4, hidden_8], seed: [0, 1]}"]
+    changes = ["grid={variant: [top_4, nucleus_80, hidden_8], seed: [0, 1]}"]
     experiment = Experiment.from_yaml(ROOT / "experiments/rate_distortion.yaml", changes, tmp_path)
     with pytest.raises(UserError, match="is not done; run the experiment first"):
         benchmark.collect(experiment)
     for run in experiment.runs:
-        facts = {"bytes_per_token": 20.0 if "top_k_4" in run.label else 578.0}
+        size = next((size for name, size in {"top_k_4": 20.0, "top_p_0.8_255": 218.0}.items() if name in run.label), 578.0)
+        facts = {"bytes_per_token": size}
         if run.student:
             facts = {"metrics": {"validation/teacher_kl": 0.5 + 0.25 * (run.seed or 0)}}
         write_json(experiment.runs_folder / run.name / "manifest.json", facts)
     table = benchmark.summarize(benchmark.collect(experiment))
-    assert table["kind"].tolist() == ["hidden", "top"]
-    assert table["bytes_per_token"].tolist() == [578.0, 20.0]
-    assert table["kl"].tolist() == [0.625, 0.625]
-    assert table["kl_error"].tolist() == [0.125, 0.125]  # two values 0.25 apart
+    assert table["kind"].tolist() == ["hidden", "nucleus", "top"]
+    assert table["bytes_per_token"].tolist() == [578.0, 218.0, 20.0]
+    assert table["kl"].tolist() == [0.625] * 3
+    assert table["kl_error"].tolist() == [0.125] * 3  # two values 0.25 apart
     benchmark.draw(pd.concat([table]), tmp_path / "curve.png")
     assert (tmp_path / "curve.png").stat().st_size > 1000

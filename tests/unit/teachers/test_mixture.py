@@ -88,6 +88,23 @@ def test_caches_of_a_few_tokens_are_routed_and_never_mixed(
         MixtureTeacher(teachers, {"one": 0.5, "other": 0.5}).target(batch, loss_mask)
 
 
+def test_nuclei_of_unequal_widths_are_routed(models: list[Any], prepared: data.PreparedData, tmp_path: Path) -> None:
+    teachers = {}
+    for name, limit, model in zip(("one", "other"), (3, 6), models, strict=True):
+        cache_format = TeacherCacheFormat("top_p", limit, top_p=0.9)
+        write_teacher_cache(tmp_path / name, model, prepared.train, cache_format=cache_format)
+        teachers[name] = OfflineTeacher(tmp_path / name, prepared.train, get_lm_head(model, 300))
+    batch, loss_mask = batch_of(prepared, [0, 1, 1])
+    target = MixtureTeacher(teachers, [{"one": 1.0}, {"other": 1.0}]).target(batch, loss_mask)
+    assert isinstance(target, TopKTarget) and target.ids.shape[1] == 6
+    is_other = batch["corpus_ids"][:, :-1][loss_mask].bool()
+    first, second = (teacher.target(batch, loss_mask) for teacher in teachers.values())
+    assert torch.equal(target.logprobs[is_other], second.logprobs[is_other])
+    assert torch.equal(target.logprobs[~is_other, :3], first.logprobs[~is_other])
+    assert bool((target.logprobs[~is_other, 3:] == -torch.inf).all())
+    assert torch.equal(target.label_logprobs, torch.where(is_other, second.label_logprobs, first.label_logprobs))
+
+
 def test_weights_that_are_no_mean_are_refused(models: list[Any], prepared: data.PreparedData) -> None:
     teachers = {"one": OnlineTeacher(models[0]), "other": OnlineTeacher(models[1])}
     for weights, words in (
