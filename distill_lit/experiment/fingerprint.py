@@ -1,5 +1,6 @@
 """What identifies a run: its role and every value that can change its result, and nothing else."""
 
+import inspect
 from typing import Any
 
 from distill_lit.config import CorpusConfig, ExperimentConfig, TermConfig, TrainingConfig, non_default_fields
@@ -11,7 +12,8 @@ from distill_lit.experiment.mixture import routed_corpora
 from distill_lit.generation.corpus import remote_fingerprint_fields
 from distill_lit.generation.filters import answer_comparison_metadata
 from distill_lit.generation.prompts import prompt_sampling_metadata
-from distill_lit.losses import build_objective
+from distill_lit.losses import Term, build_objective
+from distill_lit.losses.sparse import DEFAULT_K
 from distill_lit.models.drawing import sampling_metadata
 from distill_lit.teachers import teacher_capabilities
 from distill_lit.utils.files import fingerprint
@@ -69,7 +71,19 @@ def _objective_fingerprint_fields(config: ExperimentConfig) -> dict[str, Any]:
         for name, term in config.objective.terms.items()
         if name in used and term is not None
     }
-    return {"terms": terms, **({"scaling": config.objective.temperature_scaling} if objective.needs_teacher else {})}
+    facts: dict[str, Any] = {"terms": terms}
+    if objective.needs_teacher:
+        facts["scaling"] = config.objective.temperature_scaling
+    able = teacher_capabilities(config.teacher)
+    if able.target_form == "top_k" and able.max_target_tokens > DEFAULT_K and any(map(_reads_all, objective.logit_terms)):
+        facts["k"] = "all"  # once no more than DEFAULT_K were read
+    return facts
+
+
+def _reads_all(term: Term) -> bool:
+    """Whether it reads all tokens that are kept of a teacher's distribution, because nobody has said how many."""
+    count = inspect.signature(term.loss_spec.function).parameters.get("k")
+    return count is not None and count.default is None and "k" not in term.options
 
 
 def plugin_fingerprint_fields(config: ExperimentConfig) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from distill_lit.config import (
     non_default_fields,
     to_dict,
 )
-from distill_lit.experiment.fingerprint import FINGERPRINT_VERSION
+from distill_lit.experiment.fingerprint import FINGERPRINT_VERSION, _objective_fingerprint_fields
 from distill_lit.experiment.plan import plan_runs
 from distill_lit.utils.exceptions import UserError
 
@@ -177,3 +177,16 @@ def test_what_writes_a_text_decides_it_and_how_that_is_run_does_not() -> None:
 def test_what_changes_a_student_makes_a_new_cell(change: str, new: set[str]) -> None:
     before, after = names(), names(change)
     assert {label for label in before if before[label] != after[label]} == new
+
+
+def test_losses_that_read_all_of_a_wide_cache_are_told_from_those_that_read_64() -> None:
+    """Once they read no more than 64 tokens, however many a cache held."""
+    wide = ["teacher.cache_format=top_k", "teacher.top_k=144", "objective.terms={kl: {kind: truncated_kl}, ce: null}"]
+
+    def facts(*changes: str) -> dict:
+        return _objective_fingerprint_fields(load_experiment(QUICKSTART, [*wide, *changes]))
+
+    assert facts()["k"] == "all"
+    assert "k" not in facts("teacher.top_k=50")
+    assert "k" not in facts("objective.terms.kl.options={k: 100}")
+    assert "k" not in facts("objective.terms.kl.kind=pairwise_ranking")
