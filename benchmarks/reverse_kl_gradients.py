@@ -1,5 +1,5 @@
 """How good is the gradient of the reverse KL that a few tokens of each position give? `python
-benchmarks/reverse_kl_gradients.py` (about a quarter of an hour on two cores).
+benchmarks/reverse_kl_gradients.py` (about ten minutes on two cores).
 
 A student continues prompts of the training corpus, SmolLM2-135M judges what it wrote. At every position the gradient of
 KL(q ‖ p) over the whole vocabulary is compared with what is used where a teacher gives the probabilities of a few tokens
@@ -200,7 +200,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--students", nargs="+", default=["d24", "d18"], help="of experiments/depth_frontier.yaml")
     parser.add_argument("--texts", type=int, default=8, help="in a batch")
-    parser.add_argument("--batches", type=int, default=6)
+    parser.add_argument("--batches", type=int, default=4)
     parser.add_argument("--out", type=Path, default=ROOT / "results/reverse_kl_gradients")
     options = parser.parse_args()
     config = load_experiment(ROOT / "experiments/depth_frontier.yaml")
