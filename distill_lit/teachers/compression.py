@@ -93,10 +93,10 @@ class TeacherCacheFormat:
     @property
     def label(self) -> str:
         """Such as top_k_50, top_p_0.95_255 or sampled_12."""
-        numbers = ([f"{self.top_p:g}"] if self.is_ragged else []) + (
-            [] if self.is_dense else [str(self.tokens_per_position)]
-        )
-        return "_".join([self.kind, *numbers])
+        if self.is_dense:
+            return self.kind
+        mass = f"_{self.top_p:g}" if self.is_ragged else ""
+        return f"{self.kind}{mass}_{self.tokens_per_position}"
 
     def bytes_per_token(self, vocab_size: int) -> int:
         """On disk, for one supervised token of a sparse cache; of a ragged one on average, for `expected_tokens`."""
