@@ -30,6 +30,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from benchmarks.offline_teacher import angle_degrees
 from distill_lit import data
 from distill_lit.config import ExperimentConfig, load_experiment
 from distill_lit.generation.sampling import SamplingParams, generate_batch, get_eos_token_ids
@@ -124,19 +125,15 @@ def measure(config: ExperimentConfig, shape: str, options: argparse.Namespace) -
         for (name, count), gradient in found.items():
             sums[name, count] = sums[name, count] + gradient * len(text.log_p)
             error = float((gradient - exact).norm() / exact.norm())
-            rows.append({"estimate": name, "m": count, "angle": angle(gradient, exact), "error": error})
+            rows.append({"estimate": name, "m": count, "angle": angle_degrees(gradient, exact), "error": error})
         print(f"{shape}, batch {number + 1} of {options.batches}: KL {divergence:.2f} nats", file=sys.stderr)
     grouped = pd.DataFrame(rows).groupby(["estimate", "m"], sort=False)
     table = grouped.mean().join(grouped["angle"].std(ddof=1).rename("angle_sd")).reset_index()
-    pooled = [angle(sums[name, count], sums[EXACT, 0]) for name, count in zip(table["estimate"], table["m"], strict=True)]
+    pooled = [
+        angle_degrees(sums[name, count], sums[EXACT, 0]) for name, count in zip(table["estimate"], table["m"], strict=True)
+    ]
     table["pooled_angle"], table["tokens"], table["student"] = pooled, tokens, shape
     return table[table["estimate"] != EXACT]
-
-
-def angle(one: Tensor, other: Tensor) -> float:
-    """Between two vectors, in degrees."""
-    cosine = torch.nn.functional.cosine_similarity(one.double(), other.double(), 0)
-    return float(torch.rad2deg(torch.arccos(cosine.clamp(-1, 1))))
 
 
 def draw(table: pd.DataFrame, path: Path) -> None:
@@ -153,9 +150,9 @@ def draw(table: pd.DataFrame, path: Path) -> None:
     students = table["student"].unique()
     with plt.rc_context(MATPLOTLIB_RC):
         figure, panels = plt.subplots(
-            1, len(students), figsize=(4.2 * len(students), 3.4), sharey=True, layout="constrained"
+            1, len(students), figsize=(4.2 * len(students), 3.4), sharey=True, squeeze=False, layout="constrained"
         )
-        for panel, student in zip(np.atleast_1d(panels), students, strict=True):
+        for panel, student in zip(panels[0], students, strict=True):
             for name, (color, marker) in styles.items():
                 part = table[(table["student"] == student) & (table["estimate"] == name)]
                 style = {"linestyle": "--"} if name == CENTERED else {}
@@ -165,8 +162,8 @@ def draw(table: pd.DataFrame, path: Path) -> None:
                       title=student)  # fmt: skip
             panel.set_xticklabels(map(str, TOKENS_PER_POSITION))
             panel.minorticks_off()
-        np.atleast_1d(panels)[0].set_ylabel("angle to the exact gradient (degrees)")
-        figure.legend(*np.atleast_1d(panels)[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+        panels[0, 0].set_ylabel("angle to the exact gradient (degrees)")
+        figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
         save_figure(figure, path)
 
 
