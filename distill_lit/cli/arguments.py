@@ -68,6 +68,7 @@ def load_checked_experiment(options: argparse.Namespace) -> "Experiment":
     loaded."""
     experiment = load_experiment_of(options)
     experiment.validate()
+    experiment.check_hypotheses(options.experiment, options.overrides)
     return experiment
 
 

@@ -1,6 +1,6 @@
 """Whether the results of an experiment could decide what its hypotheses claim."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from distill_lit.config.grid_points import Point, comparable_text, grid_points, shortest_names, value_text
@@ -41,6 +41,18 @@ def untestable_hypotheses(config: ExperimentConfig) -> dict[str, str]:
         except UserError as error:
             found[name] = str(error)
     return found
+
+
+def refuse_untestable(
+    untestable: dict[str, str], overrides: Sequence[str], of_file: Callable[[list[str]], dict[str, str]]
+) -> None:
+    """Raises UserError for the first of {name of a hypothesis: why it cannot be tested}, but where overrides have taken
+    away what it is about: then it is not tested. of_file: the same of the file with overrides of hypotheses alone."""
+    if untestable and overrides:
+        written = of_file([override for override in overrides if override.startswith("hypotheses")])
+        untestable = {name: problem for name, problem in written.items() if name in untestable}
+    for problem in untestable.values():
+        raise UserError(problem)
 
 
 def _check(where: str, hypothesis: HypothesisConfig, config: ExperimentConfig, known: Known) -> None:

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from distill_lit.config.errors import KeyPath, describe_error
 from distill_lit.config.fields import Section
 from distill_lit.config.grid_points import grid_points
-from distill_lit.config.hypothesis_validation import untestable_hypotheses
+from distill_lit.config.hypothesis_validation import refuse_untestable, untestable_hypotheses
 from distill_lit.config.interpolation import resolve_interpolations
 from distill_lit.config.key_paths import (
     NAMED_CHANGES,
@@ -54,13 +54,11 @@ def load_experiment(path: Path, overrides: list[str] | None = None, must_test: b
     layers = _compose(find_experiment(path), ())
     config = _load(ExperimentConfig, layers, overrides or [])
     validate_config(config)
-    untestable = untestable_hypotheses(config) if must_test else {}
-    if untestable and overrides:  # which may take away what a hypothesis of the file is about; then it is not tested
-        own = [override for override in overrides if override.startswith("hypotheses")]
-        written = untestable_hypotheses(_load(ExperimentConfig, layers, own))
-        untestable = {name: problem for name, problem in written.items() if name in untestable}
-    for problem in untestable.values():
-        raise UserError(problem)
+    if must_test:
+        untestable = untestable_hypotheses(config)
+        refuse_untestable(
+            untestable, overrides or [], lambda own: untestable_hypotheses(_load(ExperimentConfig, layers, own))
+        )
     return config
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from distill_lit import assets
 from distill_lit.config import ExperimentConfig, load_experiment
+from distill_lit.config.hypothesis_validation import refuse_untestable
 from distill_lit.config.roles import Role
 from distill_lit.experiment.grid import GridPoint, expand_points
 from distill_lit.experiment.model_checks import check_against_teacher, check_models, check_services
@@ -21,7 +22,7 @@ from distill_lit.experiment.planned_run import Run
 from distill_lit.experiment.precision import has_auto, resolve_auto
 from distill_lit.experiment.remembered_checks import remembered_notes
 from distill_lit.experiment.run_references import has_run_references, resolve_run_references
-from distill_lit.experiment.validation import check_experiment, check_workers, untestable_by_runs
+from distill_lit.experiment.validation import check_experiment, check_workers, untestable_at_points
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import write_json
 from distill_lit.utils.plugins import load_plugins
@@ -69,13 +70,7 @@ class Experiment:
             raise UserError(f'overrides: {overrides!r} is no list of texts, such as ["training.max_tokens=200000"]')
         experiment = cls(load_experiment(Path(path), list(overrides)), Path(root))
         experiment.validate()
-        untestable = experiment.untestable_hypotheses()
-        if untestable and overrides:  # as in `load_experiment`: overrides may take away what a hypothesis is about
-            own = [override for override in overrides if override.startswith("hypotheses")]
-            written = cls(load_experiment(Path(path), own), Path(root)).untestable_hypotheses()
-            untestable = {name: problem for name, problem in written.items() if name in untestable}
-        for problem in untestable.values():
-            raise UserError(problem)
+        experiment.check_hypotheses(Path(path), overrides)
         return experiment
 
     @property
@@ -157,9 +152,15 @@ class Experiment:
         check_experiment(self.config, self.points)
         check_workers(self.config, lambda: len(self.runs))
 
-    def untestable_hypotheses(self) -> dict[str, str]:
-        """{name: why} of those that none of its runs could decide."""
-        return untestable_by_runs(self.config, self.points, self.runs) if self.config.hypotheses else {}
+    def check_hypotheses(self, path: Path, overrides: Sequence[str]) -> None:
+        """Raises UserError for a hypothesis of the file that no model could decide, but where overrides are why."""
+
+        def untestable(one: Experiment) -> dict[str, str]:
+            return untestable_at_points(one.config, one.points)
+
+        refuse_untestable(
+            untestable(self), overrides, lambda own: untestable(Experiment(load_experiment(path, own), self.root))
+        )
 
     def plan(self) -> "list[tuple[Run, Estimate | None]]":
         """`estimated_runs` of a config that is compared with its teacher, where that is here already."""

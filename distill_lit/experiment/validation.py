@@ -19,7 +19,6 @@ from distill_lit.experiment.launcher.devices import share_gpus, visible_gpus
 from distill_lit.experiment.launcher.slurm.checks import check_slurm_config
 from distill_lit.experiment.mixture import check_mixture
 from distill_lit.experiment.pipeline import config_key, expand_pipeline, referred_models
-from distill_lit.experiment.planned_run import Run
 from distill_lit.experiment.run_references import RUN_PREFIX
 from distill_lit.experiment.strategy import check_devices, check_strategy
 from distill_lit.generation.backend import check_backend
@@ -83,11 +82,13 @@ def check_workers(config: ExperimentConfig, count_runs: Callable[[], int]) -> No
         share_gpus(config, min(config.launcher.workers, count_runs()), gpus)
 
 
-def untestable_by_runs(config: ExperimentConfig, points: Sequence[GridPoint], runs: Sequence[Run]) -> dict[str, str]:
-    """{name: why} of the hypotheses that no run of the experiment could decide."""
-    planned = _values_by_key(point.values for point in points)
-    distilled = _values_by_key(run.grid_values for run in runs if run.role == Role.DISTILLED)
-    is_compared = any(run.role == Role.CE_ONLY for run in runs)
+def untestable_at_points(config: ExperimentConfig, points: Sequence[GridPoint]) -> dict[str, str]:
+    """{name: why} of the hypotheses that no model could decide, by which points of the grid learn from a teacher."""
+    if not config.hypotheses:
+        return {}
+    learning = [point for point in points if expand_pipeline(point.config, point.base).learns_from_teacher]
+    planned, distilled = (_values_by_key(point.values for point in some) for some in (points, learning))
+    is_compared = Role.CE_ONLY in config.baselines or len(learning) < len(points)
     found = {}
     for name, hypothesis in config.hypotheses.items():
         if not is_compared and Role.CE_ONLY in needed_baselines(hypothesis):

@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 from helpers import ROOT
 
+from distill_lit.cli.main import main
 from distill_lit.config import load_experiment, to_yaml
 from distill_lit.config.hypothesis_validation import untestable_hypotheses
 from distill_lit.experiment.experiment import Experiment
 from distill_lit.experiment.grid import expand_points
 from distill_lit.experiment.plan import plan_runs
-from distill_lit.experiment.validation import untestable_by_runs
+from distill_lit.experiment.validation import untestable_at_points
 from distill_lit.utils.exceptions import UserError
 
 DIVERGENCES = ROOT / "experiments/divergences.yaml"
@@ -53,7 +54,8 @@ def test_overrides_may_take_away_what_a_hypothesis_is_about() -> None:
     fewer = load_experiment(DIVERGENCES, ["grid={seed: [0]}", "baselines=[teacher]"])
     found = untestable_hypotheses(fewer)
     assert set(found) == {"reverse_beats_forward", "skew_beats_forward"}
-    assert set(Experiment.from_yaml(DIVERGENCES, ["baselines=[teacher]"]).untestable_hypotheses()) == {"any_beats_labels"}
+    without = Experiment.from_yaml(DIVERGENCES, ["baselines=[teacher]"])
+    assert set(untestable_at_points(without.config, without.points)) == {"any_beats_labels"}
     assert "is no key of the grid" in found["skew_beats_forward"]
 
 
@@ -127,9 +129,22 @@ def test_a_point_without_teacher_has_no_distilled_student(tmp_path: Path, hypoth
     grid = "grid: {student: [deep, wide], variant: [soft, answers]}\nbaselines: [teacher, untrained]\n"
     (tmp_path / "x.yaml").write_text(f"{PLAN}{variants}{grid}hypotheses: {{h: {{claim: c, {hypothesis}}}}}\n")
     config = load_experiment(tmp_path / "x.yaml")
-    points = expand_points(config)
-    found = untestable_by_runs(config, points, plan_runs(config, points))
+    found = untestable_at_points(config, expand_points(config))
     assert found == ({"h": f"hypotheses.{words}"} if words else {})
+
+
+@pytest.mark.parametrize("command", ["plan", "run"])
+def test_the_commands_refuse_it_and_write_nothing(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (ROOT / "experiments/prompt_distillation.yaml").read_text()
+    (tmp_path / "x.yaml").write_text(text.replace("against: without_teacher", "against: {variant: answers}"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        main([command, "x.yaml", "launcher.workers=2"])
+    assert ended.value.code == 2
+    assert LEARNS_NOTHING in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["x.yaml"]
 
 
 def test_without_a_student_without_teacher_a_gain_over_it_is_refused(tmp_path: Path) -> None:
@@ -137,8 +152,7 @@ def test_without_a_student_without_teacher_a_gain_over_it_is_refused(tmp_path: P
     grid = "objective: {terms: {kl: {kind: forward_kl}}}\ngrid: {student: [deep, wide]}\nbaselines: [teacher]"
     (tmp_path / "x.yaml").write_text(f"{PLAN}{grid}\nhypotheses: {{h: {hypothesis}}}\n")
     config = load_experiment(tmp_path / "x.yaml")
-    points = expand_points(config)
-    found = untestable_by_runs(config, points, plan_runs(config, points))
+    found = untestable_at_points(config, expand_points(config))
     assert found == {"h": "hypotheses.h: it needs ce_only in baselines"}
 
 
