@@ -8,14 +8,14 @@ from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from distill_lit.analysis.array_types import FloatArray
 from distill_lit.analysis.crossed_variance import (
     Component,
     CrossedEstimate,
+    SeedSpread,
     cluster_sums,
-    crossed_df,
     crossed_variance,
     satterthwaite,
 )
@@ -40,7 +40,8 @@ class PairTest:
 class AxisTest:
     """All values of one axis, everything else the same. Scores are averages above chance, as shares.
 
-    p: that all are equal, documents and seeds together (documents alone with one seed: `covers_seeds`). detectable: the
+    df: of the statistic's numerator. p: that all are equal, documents and seeds together (documents alone with one seed:
+    `covers_seeds`). detectable: the
     smallest difference of two values that is found with 80% power after Holm's first step. spread_ratio: standard deviation
     between the values over that between seeds of one value. best: the values that no other one surpasses significantly,
     where some value is significantly surpassed; else none. left_out: labels of groups without the seeds that the others
@@ -54,7 +55,7 @@ class AxisTest:
     labels: tuple[str, ...]
     scores: tuple[float, ...]
     statistic: float
-    df: tuple[float, float]
+    df: float
     p: float
     covers_seeds: bool
     pairs: tuple[PairTest, ...]
@@ -104,19 +105,13 @@ def _same_seeds(scores: Scores, members: list[int]) -> list[int]:
     return [g for g in members if seeds[g] == usual]
 
 
-def _columns_by_seed(scores: Scores, g: int) -> list[int]:
-    columns, seeds = scores.model_columns(g), scores.groups[g].seeds
-    return [column for _, column in sorted(zip(seeds, columns, strict=True))] if seeds else columns
-
-
 def _axis_test(
     scores: Scores, name: str, axis: str, student: str, at: str, groups: list[int], left_out: tuple[str, ...]
 ) -> AxisTest:
     known: list[ModelGroup] = [scores.groups[g] for g in groups]
     means = np.array([scores.macro(g) for g in groups])
     variances = _variances(scores, groups)
-    statistic, df = _wald(means, variances)
-    p = float(stats.f.sf(statistic, *df)) if np.isfinite(statistic) else float("nan")
+    statistic, df, p = _wald(means, variances)
     values = tuple(grid_value_label(scores.results.display, axis, dict(group.grid_point)[axis]) for group in known)
     pairs, estimates = _pairs(scores, groups, values, variances)
     seed_variance = variances.seeds.variance * len(known[0].models) / (len(groups) - 1)
@@ -132,7 +127,7 @@ def _axis_test(
 
 def _variances(scores: Scores, groups: list[int]) -> _Variances:
     """Variances of the groups' deviations from their common mean, of documents, seeds and what is left."""
-    many, columns = len(groups), np.array([_columns_by_seed(scores, g) for g in groups])
+    many, columns = len(groups), np.array([scores.columns_by_seed(g) for g in groups])
     seeds, weight = columns.shape[1], 1 / len(scores.averaged)
     documents, document_parts, rests = np.zeros((many, many)), [], []
     by_seed = np.zeros((seeds, many))
@@ -160,8 +155,9 @@ def _variances(scores: Scores, groups: list[int]) -> _Variances:
     return _Variances(documents, document_df, own, Component(total, satterthwaite(parts, total)))
 
 
-def _wald(means: FloatArray, variances: _Variances) -> tuple[float, tuple[float, float]]:
-    """Sum of squared deviations over its expectation when all are equal, with Box's and Satterthwaite's degrees of freedom.
+def _wald(means: FloatArray, variances: _Variances) -> tuple[float, float, float]:
+    """Sum of squared deviations over its expectation when all are equal, Box's degrees of freedom, and p, averaged over all
+    variances that the seeds may have.
 
     The ANOVA-type statistic of Brunner, Dette & Munk 1997; with documents and seeds as random effects it is the quasi-F of
     Clark 1973, without the assumption that all pairs of values are alike over documents.
@@ -169,12 +165,12 @@ def _wald(means: FloatArray, variances: _Variances) -> tuple[float, tuple[float,
     many, documents = len(means), Component(float(np.trace(variances.documents)), variances.document_df)
     total = crossed_variance(documents.variance, variances.seeds.variance, variances.interaction.variance)
     if not total > 0:
-        return float("nan"), (float("nan"), float("nan"))
+        return float("nan"), float("nan"), float("nan")
     even = (np.eye(many) - 1 / many) * (total - documents.variance) / (many - 1)
-    covariance = variances.documents + even
-    statistic = float(((means - means.mean()) ** 2).sum()) / total
-    df = crossed_df(documents, variances.seeds, variances.interaction)
-    return statistic, (total**2 / float((covariance**2).sum()), df)
+    df = total**2 / float(((variances.documents + even) ** 2).sum())
+    squares = float(((means - means.mean()) ** 2).sum())
+    spread = SeedSpread.of(documents, variances.seeds, variances.interaction)
+    return squares / total, df, spread.average(lambda variance, of_it: special.fdtrc(df, of_it, squares / variance))
 
 
 def _pairs(

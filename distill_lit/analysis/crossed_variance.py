@@ -1,24 +1,28 @@
 """Means over documents × seeds, and differences of such means, with the variance of both.
 
 d[document, seed] = mean + document + seed + interaction. The variance of the mean of all is
-(MS_documents + MS_seeds − MS_interaction) / (D·K): each of the first two holds the interaction once. Its interval is
-Student's t with Satterthwaite's degrees of freedom (1946), see `crossed_df`. Documents that share a passage are one cluster
-(Liang & Zeger 1986). With one seed the interval covers documents alone.
+(MS_documents + MS_seeds − MS_interaction) / (D·K): each of the first two holds the interaction once. Few seeds tell little
+of their own variance, so what is said of the mean is averaged over all variances that they may have (the Behrens–Fisher
+distribution, see `SeedSpread`): two seeds that lie close together by chance make nothing certain. Documents that share a
+passage are one cluster (Liang & Zeger 1986). With one seed the interval covers documents alone.
 
-Redrawn documents and stretched seeds are too wide where documents dominate and too narrow where seeds do: see
+Student's t with Satterthwaite's degrees of freedom calls one of forty equal pairs of two seeds different at p ≤ .001.
+Redrawn documents and stretched seeds are too wide where documents dominate and too narrow where seeds do. See
 benchmarks/significance_simulations.md.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special
+from scipy import optimize, special
 
 from distill_lit.analysis.array_types import FloatArray
 from distill_lit.analysis.significance import REPLICATE_TOLERANCE, Interval, rule_of_three, student_quantile
+
+MOST_STANDARD_ERRORS = 1e12  # beyond which no quantile is sought
 
 
 @dataclass(frozen=True)
@@ -71,9 +75,9 @@ class CrossedEstimate:
         return float(np.sqrt(self.variance))
 
     @cached_property
-    def df(self) -> float:
-        """Degrees of freedom of the variance."""
-        return crossed_df(self.documents, self.seeds, self.interaction)
+    def spread(self) -> "SeedSpread":
+        """The variances that the mean may have."""
+        return SeedSpread.of(self.documents, self.seeds, self.interaction)
 
     def interval(self, confidence: float = 0.95) -> Interval:
         """Two-sided; NaN bounds where nothing varies that could be measured."""
@@ -81,8 +85,10 @@ class CrossedEstimate:
         return Interval(self.value, self.value - reach, self.value + reach)
 
     def critical(self, probability: float) -> float:
-        """Student's quantile; 0 for a variance of 0."""
-        return student_quantile(probability, self.df) if self.variance > 0 else 0.0 * self.variance
+        """The quantile of the mean's distribution, in standard errors; 0 for a variance of 0."""
+        if not self.variance > 0:
+            return 0.0 * self.variance
+        return self.spread.quantile(probability, self.standard_error) / self.standard_error
 
     def p(self, null: float = 0.0) -> float:
         """Two-sided p that the mean is `null`."""
@@ -92,20 +98,80 @@ class CrossedEstimate:
         """One-sided p: small where the mean is greater than `null`."""
         if not self.standard_error > 0:
             return float("nan") if np.isnan(self.variance) else float(self.value <= null)
-        return float(special.stdtr(self.df, (null - self.value) / self.standard_error))
+        return self.spread.probability_below(null - self.value)
 
     def p_less(self, null: float = 0.0) -> float:
         """One-sided p: small where the mean is less than `null`."""
         if not self.standard_error > 0:
             return float("nan") if np.isnan(self.variance) else float(self.value >= null)
-        return float(special.stdtr(self.df, (self.value - null) / self.standard_error))
+        return self.spread.probability_below(self.value - null)
+
+    def repeated(self, factor: float) -> "CrossedEstimate":
+        """What `factor` times as many documents and seeds would be expected to find."""
+
+        def more(part: Component, drawn: float) -> Component:
+            return Component(part.variance / factor, (part.df + drawn) * factor - drawn)
+
+        seeds, interaction = more(self.seeds, 1.0), more(self.interaction, 0.0)
+        return replace(self, documents=more(self.documents, 1.0), seeds=seeds, interaction=interaction)
 
     def detectable(self, alpha: float = 0.05, power: float = 0.8) -> float:
         """The smallest true difference from 0 that a two-sided test at `alpha` finds with `power`, by this variance."""
         return (self.critical(1 - alpha / 2) + self.critical(power)) * self.standard_error
 
 
-SEED_QUANTILE = 0.25
+@dataclass(frozen=True)
+class SeedSpread:
+    """What a mean's variance may be, given the seeds that were seen: each of `variances` with its weight.
+
+    The seeds' mean square of ν degrees of freedom is their true one times χ²_ν / ν; over the true ones that it may come
+    from, the mean has the distribution of Behrens (1929) and Fisher (1935), whose tests keep their level for any ratio of
+    the variances (Robinson 1976). `document_df`: of each variance, what the documents leave unknown.
+    """
+
+    variances: FloatArray
+    document_df: FloatArray
+    weights: FloatArray
+
+    @classmethod
+    def of(cls, documents: Component, seeds: Component, interaction: Component) -> "SeedSpread":
+        """Documents alone where nothing is known of the seeds."""
+        shares, weights = chi_square_nodes(seeds.df) if np.isfinite(seeds.df) else (np.ones(1), np.ones(1))
+        of_seeds = (0.0 if np.isnan(seeds.variance) else seeds.variance) / shares
+        total = np.maximum(documents.variance + np.fmax(of_seeds - interaction.variance, 0.0), of_seeds)
+        with np.errstate(divide="ignore"):
+            df = documents.df * (total / documents.variance) ** 2 if documents.variance else np.full(len(total), np.inf)
+        return cls(total, np.asarray(df), weights)
+
+    def probability_below(self, distance: float) -> float:
+        """That the mean's error is below `distance`."""
+        return self.average(lambda variance, df: special.stdtr(df, distance / variance**0.5))
+
+    def average(self, of_variance: Callable[[FloatArray, FloatArray], FloatArray]) -> float:
+        """The mean of a function of the variances and their degrees of freedom."""
+        return float(self.weights @ of_variance(self.variances, self.document_df))
+
+    def quantile(self, probability: float, scale: float) -> float:
+        """The distance below which the mean's error is with this probability. scale: of the right order of magnitude."""
+        if len(self.weights) == 1:
+            return float(student_quantile(probability, self.document_df[0]) * np.sqrt(self.variances[0]))
+        if probability < 0.5:
+            return -self.quantile(1 - probability, scale)
+        high = scale
+        while self.probability_below(high) < probability and high < MOST_STANDARD_ERRORS * scale:
+            high *= 2
+        return float(optimize.brentq(lambda x: self.probability_below(x) - probability, 0.0, high, xtol=1e-6 * scale))
+
+
+@lru_cache
+def chi_square_nodes(df: float, count: int = 96) -> tuple[FloatArray, FloatArray]:
+    """Values of χ²/df and their weights: trapezoids on its logarithm, from where a billionth of it lies below."""
+    low, high = (np.log(special.chdtri(df, p) / df) for p in (1 - 1e-9, 1e-9))
+    points = np.linspace(low, high, count)
+    density = np.exp(df / 2 * (points - np.exp(points) + 1))
+    return np.exp(points), density / density.sum()
+
+
 NOT_KNOWN = Component(float("nan"), float("nan"))
 NONE = CrossedEstimate(float("nan"), NOT_KNOWN, NOT_KNOWN, NOT_KNOWN, 0)
 
@@ -116,31 +182,21 @@ def crossed_variance(documents: float, seeds: float, interaction: float) -> floa
     return documents if np.isnan(seeds) else max(documents, seeds, documents + seeds - interaction)
 
 
-def crossed_df(documents: Component, seeds: Component, interaction: Component) -> float:
-    """Satterthwaite's degrees of freedom of `crossed_variance`, for seeds of which what they have beyond the interaction is
-    only the SEED_QUANTILE quantile of what they may have: three that happen to lie close together would else seem to matter
-    little, and where seeds dominate the interval would hold the truth 92 times in a hundred."""
-    if np.isnan(seeds.variance):
-        return documents.df
-    factor = seeds.df / float(2 * special.gammaincinv(seeds.df / 2, SEED_QUANTILE))  # by the quantile of χ²
-    beyond = max(seeds.variance - interaction.variance, 0.0)
-    raised = Component(seeds.variance + (factor - 1) * beyond, seeds.df)
-    total = crossed_variance(documents.variance, raised.variance, interaction.variance)
-    return satterthwaite([documents, raised, interaction], total)
-
-
 def satterthwaite(parts: Sequence[Component], variance: float) -> float:
     """Degrees of freedom of a variance that is a sum (or difference) of independent `parts`. Satterthwaite 1946."""
     spread = sum(part.variance**2 / part.df for part in parts if part.variance > 0 and part.df > 0)
     return variance**2 / spread if spread > 0 else float("inf")
 
 
-def crossed_estimate(tasks: Sequence[TaskValues]) -> CrossedEstimate:
-    """The sum over tasks, which have documents of their own and share their seeds. NaN without tasks or with NaN values."""
+def crossed_estimate(tasks: Sequence[TaskValues], pooled_seeds: Component | None = None) -> CrossedEstimate:
+    """The sum over tasks, which have documents of their own and share their seeds. NaN without tasks or with NaN values.
+
+    pooled_seeds: the seeds' part where it is known from more models than these (`pooled_seeds.pooled_seeds`).
+    """
     if not tasks or any(not block.size or np.isnan(block).any() for task in tasks for block in task.blocks):
         return NONE
     value = sum(task.weight * sum(block.mean() for block in task.blocks) for task in tasks)
-    documents = _sum([_document_part(task) for task in tasks])
+    documents = sum_components([_document_part(task) for task in tasks])
     seed_parts, interactions = [], []
     for b, first in enumerate(tasks[0].blocks):
         seeds = first.shape[1]
@@ -150,11 +206,14 @@ def crossed_estimate(tasks: Sequence[TaskValues]) -> CrossedEstimate:
         seed_parts.append(Component(float(by_seed.var(ddof=1)) / seeds, seeds - 1))
         interactions += [_interaction_part(task, b) for task in tasks]
     fewest = min(block.shape[1] for block in tasks[0].blocks)
-    seeds, interaction = (_sum(seed_parts), _sum(interactions)) if seed_parts else (NOT_KNOWN, NOT_KNOWN)
-    return CrossedEstimate(float(value), documents, seeds, interaction, fewest)
+    if not seed_parts:
+        return CrossedEstimate(float(value), documents, NOT_KNOWN, NOT_KNOWN, fewest)
+    seeds = pooled_seeds or sum_components(seed_parts)
+    return CrossedEstimate(float(value), documents, seeds, sum_components(interactions), fewest)
 
 
-def _sum(parts: list[Component]) -> Component:
+def sum_components(parts: Sequence[Component]) -> Component:
+    """Of a sum of independent parts."""
     variance = float(sum(part.variance for part in parts))
     return Component(variance, satterthwaite(parts, variance))
 

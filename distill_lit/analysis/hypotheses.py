@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
+from scipy import optimize
 
 from distill_lit.analysis.compared_models import NotTestable, compared_pairs, mean_contrast
 from distill_lit.analysis.crossed_variance import NONE, NOT_KNOWN, Component, CrossedEstimate
@@ -23,6 +24,7 @@ from distill_lit.analysis.endpoints import (
     probe_scores,
     question_scores,
 )
+from distill_lit.analysis.pooled_seeds import pooled_seeds
 from distill_lit.analysis.results import has_different_validation_data, has_several_teachers
 from distill_lit.analysis.scores import Contrast, Scores
 from distill_lit.analysis.significance import REPLICATE_TOLERANCE, Interval, holm
@@ -31,6 +33,7 @@ from distill_lit.config.hypotheses import VALIDATION_ENDPOINTS, HypothesisConfig
 from distill_lit.utils.exceptions import UserError
 
 AGREES, CONTRADICTS, UNDECIDED, NOT_TESTED = "agrees", "contradicts", "undecided", "not tested"
+MOST_REPEATED = 1000.0  # times the documents and seeds, beyond which no number is given
 MIN_SEEDS = 3  # of a claim: two say too little of how much others would differ
 VALIDATION_KL = Endpoint("val_kl", "val_kl", "KL to the teacher on the corpus", "nats per token", False)
 VALIDATION_CE = Endpoint("val_ce", "val_ce", "loss on the corpus", "nats per token", False)
@@ -104,9 +107,7 @@ def _decided(
     """level: of Holm's first step, at which differences are to be detectable."""
     asked, seeds, detectable = endpoint_of(hypothesis, analysis), one.estimate.num_seeds, one.estimate.detectable(level)
     distance = _distance(one.estimate.value, hypothesis.expect, one.margin, ENDPOINTS[asked].higher_is_better)
-    factor = (detectable / distance) ** 2 if distance > 0 else float("inf")
-    if seeds < MIN_SEEDS:
-        factor = max(factor, MIN_SEEDS / max(seeds, 1))
+    factor = max(_deciding_factor(one.estimate, distance, level), MIN_SEEDS / max(seeds, 1))
     outcome, reason = _outcome(one, p_adjusted <= analysis.alpha, distance >= detectable)
     return HypothesisTest(
         name=name,
@@ -124,6 +125,18 @@ def _decided(
         outcome=outcome,
         reason=reason,
     )
+
+
+def _deciding_factor(estimate: CrossedEstimate, distance: float, level: float) -> float:
+    """How many times the documents and seeds would find this distance at `level` with 80% power; at least 1, infinite above
+    MOST_REPEATED."""
+
+    def is_found(factor: float) -> bool:
+        return estimate.repeated(factor).detectable(level) <= distance
+
+    if not is_found(MOST_REPEATED):
+        return float("inf")
+    return 1.0 if is_found(1.0) else float(optimize.bisect(lambda x: is_found(x) - 0.5, 1.0, MOST_REPEATED, rtol=1e-3))
 
 
 def _estimated(scores: Scores, hypothesis: HypothesisConfig, by_endpoint: dict[str, Scores | None]) -> _Estimated:
@@ -195,7 +208,8 @@ def _validation_estimate(scores: Scores, contrast: Contrast, column: str) -> Cro
     if seeds < 2 or all(np.ptp(block) < REPLICATE_TOLERANCE for block in blocks):  # seeds that change nothing are one
         return CrossedEstimate(value, NOT_KNOWN, NOT_KNOWN, NOT_KNOWN, 1)
     none = Component(0.0, float("inf"))
-    spread = Component(sum(float(block.var(ddof=1)) / block.shape[1] for block in blocks), seeds - 1)
+    own = Component(sum(float(block.var(ddof=1)) / block.shape[1] for block in blocks), seeds - 1)
+    spread = pooled_seeds(scores, values[0], contrast) or own
     return CrossedEstimate(value, none, spread, none, seeds)
 
 

@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from distill_lit.analysis.crossed_variance import Component, crossed_df, satterthwaite
-from distill_lit.analysis.significance import student_quantile
+from distill_lit.analysis.crossed_variance import NOT_KNOWN, Component, CrossedEstimate, sum_components
 
 NOTHING_BELOW = 0.10  # differences above chance that teachers make at equal tokens are smaller: 0.1 is decided by nothing
 
@@ -86,17 +85,18 @@ def detectable_difference(
         mixed += weight**2 * own.interaction / n / num_seeds
         parts.append(Component(weight**2 * (own.documents + own.interaction / num_seeds) / n, max(n - 1, 1)))
         seed_variance += weight**2 * (own.seeds if np.isfinite(own.seeds) else typical.seeds) / num_seeds
-    from_documents = sum(part.variance for part in parts)
-    of_documents = Component(from_documents, satterthwaite(parts, from_documents))
+    documents_part, nothing = sum_components(parts), Component(0.0, float("inf"))
     covers_seeds = num_seeds > 1 and bool(np.isfinite(seed_variance))
+    seeds_part, rest, seeds_only = NOT_KNOWN, NOT_KNOWN, float("nan")
     level = alpha / max(comparisons, 1)
-    total, df, seeds_only = from_documents, of_documents.df, float("nan")
     if covers_seeds:
-        total += seed_variance
-        df = crossed_df(of_documents, Component(seed_variance + mixed, num_seeds - 1), Component(mixed, float("inf")))
-        seeds_only = _reach(seed_variance, num_seeds - 1, level, power)
+        seeds_part, rest = Component(seed_variance + mixed, num_seeds - 1), Component(mixed, float("inf"))
+        alone = CrossedEstimate(0.0, nothing, Component(seed_variance, num_seeds - 1), nothing, num_seeds)
+        seeds_only = alone.detectable(level, power)
+    whole = CrossedEstimate(0.0, documents_part, seeds_part, rest, num_seeds)
+    many = CrossedEstimate(0.0, Component(documents_part.variance, float("inf")), NOT_KNOWN, NOT_KNOWN, num_seeds)
     return Power(
-        _reach(total, df, level, power), _reach(from_documents, float("inf"), level, power), seeds_only, covers_seeds,
+        whole.detectable(level, power), many.detectable(level, power), seeds_only, covers_seeds,
         tuple(task for task in documents if task not in variances), power, alpha,
     )  # fmt: skip
 
@@ -106,7 +106,3 @@ def _mean_variances(known: list[TaskVariances]) -> TaskVariances:
     seeds = table[np.isfinite(table[:, 2]), 2]
     of_seeds = float(seeds.mean()) if len(seeds) else float("nan")
     return TaskVariances(float(table[:, 0].mean()), float(table[:, 1].mean()), of_seeds)
-
-
-def _reach(variance: float, df: float, alpha: float, power: float) -> float:
-    return float((student_quantile(1 - alpha / 2, df) + student_quantile(power, df)) * variance**0.5)

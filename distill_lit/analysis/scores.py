@@ -1,6 +1,6 @@
 """Scores of model groups per task and on the macro average, their differences, and how certain they are.
 
-Several seeds: crossed variance of documents and seeds, Student's t. Single models: Wilson's and Newcombe's intervals and
+Several seeds: crossed variance of documents and seeds. Single models: Wilson's and Newcombe's intervals and
 exact sign flips, over documents alone. Documents that share a passage are one cluster in all of them.
 """
 
@@ -16,6 +16,7 @@ from distill_lit.analysis.array_types import FloatArray
 from distill_lit.analysis.bootstrap import multiplier_draws
 from distill_lit.analysis.crossed_variance import CrossedEstimate, TaskValues, cluster_sums, crossed_estimate
 from distill_lit.analysis.model_groups import ModelGroup, groups_of
+from distill_lit.analysis.pooled_seeds import pooled_seeds
 from distill_lit.analysis.response_matrix import ResponseMatrices, TaskResponses, build_response_matrices
 from distill_lit.analysis.results import Results
 from distill_lit.analysis.significance import Interval
@@ -65,6 +66,11 @@ class Scores:
         """Columns of the group's models in the response matrices."""
         return self.responses.model_columns(self.groups[group].models)
 
+    def columns_by_seed(self, group: int) -> list[int]:
+        """`model_columns` in the order of their seeds, where they have some."""
+        columns, seeds = self.model_columns(group), self.groups[group].seeds
+        return [column for _, column in sorted(zip(seeds, columns, strict=True))] if seeds else columns
+
     def macro(self, group: int) -> float:
         """Equal-weight mean of centered scores over `averaged`; NaN when there is none or the group lacks one."""
         return float(self.centered[self.averaged, group].mean()) if len(self.averaged) else float("nan")
@@ -78,9 +84,7 @@ class Scores:
         found: dict[tuple[int | str, ...], FloatArray] = {}
         alone = np.zeros((len(values), 1))
         for g, weight in contrast.items():
-            group, columns = self.groups[g], self.model_columns(g)
-            if group.seeds:
-                columns = [column for _, column in sorted(zip(group.seeds, columns, strict=True))]
+            group, columns = self.groups[g], self.columns_by_seed(g)
             part = weight * values[:, columns]
             if len(columns) == 1:
                 alone = alone + part
@@ -95,12 +99,13 @@ class Scores:
     def contrast_estimate(self, contrast: Contrast, tasks: Sequence[int] | None = None) -> CrossedEstimate:
         """Σ weight · macro average of a group; tasks: to average instead of `averaged`."""
         numbers = self.averaged if tasks is None else tasks
-        parts = []
+        parts, means = [], np.zeros(len(self.responses.models))
         for t in numbers:
             task = self.responses.tasks[t]
             unit = float(1 / (1 - task.chance.mean())) if task.is_binary else 0.0
             parts.append(TaskValues(self.blocks(task.centered, contrast), task.clusters, 1 / len(numbers), unit))
-        return crossed_estimate(parts)
+            means += task.centered.mean(axis=0) / len(numbers)
+        return crossed_estimate(parts, pooled_seeds(self, means, contrast))
 
     def macro_estimate(
         self, first: int, second: int | None = None, share: float = 1.0, tasks: Sequence[int] | None = None
@@ -110,9 +115,9 @@ class Scores:
 
     def task_estimate(self, t: int, first: int, second: int | None = None) -> CrossedEstimate:
         """A task's metric of group `first`, less that of `second`."""
-        task = self.responses.tasks[t]
-        blocks = self.blocks(task.correct, difference_of(first, second))
-        return crossed_estimate([TaskValues(blocks, task.clusters, unit=float(task.is_binary))])
+        task, contrast = self.responses.tasks[t], difference_of(first, second)
+        values = TaskValues(self.blocks(task.correct, contrast), task.clusters, unit=float(task.is_binary))
+        return crossed_estimate([values], pooled_seeds(self, task.correct.mean(axis=0), contrast))
 
     def is_single_pair(self, first: int, second: int) -> bool:
         """Whether two groups are single models, of which only documents can be drawn again."""
@@ -226,7 +231,7 @@ def _exclusion_reason(
 
 def task_score(scores: Scores, t: int, g: int) -> Interval:
     """A group's metric on a task. Right or wrong answers: Wilson's interval, with as many documents as would alone have the
-    variance of documents and seeds; a graded metric: Student's t."""
+    variance of documents and seeds; a graded metric: crossed variance."""
     task, confidence, value = scores.responses.tasks[t], scores.analysis.confidence_level, float(scores.raw[t, g])
     if not np.isfinite(value):
         return Interval(value, np.nan, np.nan)
@@ -240,7 +245,7 @@ def task_score(scores: Scores, t: int, g: int) -> Interval:
     if not estimate.variance > 0:  # a single passage
         return Interval(value, np.nan, np.nan)
     n = value * (1 - value) / estimate.variance
-    return st.wilson(value * n, n, confidence, estimate.df)
+    return st.wilson(value * n, n, confidence, estimate.critical(1 - (1 - confidence) / 2))
 
 
 def macro_score(scores: Scores, g: int) -> Interval:

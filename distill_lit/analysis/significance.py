@@ -23,14 +23,15 @@ class Interval(NamedTuple):
     high: float
 
 
-def wilson(successes: float, n: float, confidence: float = 0.95, df: float = np.inf) -> Interval:
+def wilson(successes: float, n: float, confidence: float = 0.95, critical: float | None = None) -> Interval:
     """A proportion with Wilson's score interval, which holds at any n. Wilson 1927; Brown, Cai & DasGupta 2001.
 
-    n may be an effective number of documents, and `df` the degrees of freedom by which it is known (Korn & Graubard 1998).
+    n may be an effective number of documents, and `critical` the quantile in place of the normal's where it is known from
+    few degrees of freedom (Korn & Graubard 1998).
     """
     if not n > 0:
         return Interval(np.nan, np.nan, np.nan)
-    share, z = successes / n, student_quantile(1 - (1 - confidence) / 2, df)
+    share, z = successes / n, special.ndtri(1 - (1 - confidence) / 2) if critical is None else critical
     middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
     reach = z / (1 + z**2 / n) * (max(share * (1 - share), 0.0) / n + z**2 / (4 * n**2)) ** 0.5
     return Interval(share, max(middle - reach, 0.0), min(middle + reach, 1.0))

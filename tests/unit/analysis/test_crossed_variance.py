@@ -5,9 +5,10 @@ import pytest
 from scipy import stats
 
 from distill_lit.analysis.crossed_variance import (
+    NOT_KNOWN,
     Component,
+    CrossedEstimate,
     TaskValues,
-    crossed_df,
     crossed_estimate,
     mean_inside,
 )
@@ -38,20 +39,53 @@ def test_variance_is_that_of_mean_squares() -> None:
     assert estimate.value == pytest.approx(x.mean())
     assert estimate.variance == pytest.approx((of_documents + of_seeds - rest) / 120)
     assert (estimate.documents.df, estimate.seeds.df, estimate.interaction.df) == pytest.approx((39, 2, 78))
-    low, high = estimate.value + np.array([-1, 1]) * stats.t.ppf(0.975, estimate.df) * estimate.variance**0.5
-    assert estimate.interval()[1:] == pytest.approx((low, high))
-    assert estimate.p() == pytest.approx(2 * stats.t.sf(abs(x.mean()) / estimate.variance**0.5, estimate.df))
+    # the bounds of an interval are the values that a test at its level just allows
+    low, high = estimate.interval()[1:]
+    assert (estimate.p(low), estimate.p(high)) == pytest.approx((0.05, 0.05), rel=1e-4)
 
 
-def test_degrees_of_freedom_by_hand() -> None:
-    # seeds 3 beyond an interaction of 1, two degrees of freedom: 1 + 2 · 2/χ²(.25) = 1 + 2 · 3.476
-    documents, seeds, rest = Component(2.0, 100), Component(3.0, 2), Component(1.0, 200)
-    raised = 1 + 2 * 2 / -(2 * np.log(0.75))
-    by_hand = (2 + raised - 1) ** 2 / (2**2 / 100 + raised**2 / 2 + 1 / 200)
-    assert crossed_df(documents, seeds, rest) == pytest.approx(by_hand)
-    assert crossed_df(documents, Component(np.nan, np.nan), rest) == 100
-    # seeds no further apart than the interaction lets them be: documents decide
-    assert crossed_df(documents, Component(0.9, 2), rest) == pytest.approx(2.0**2 / (4 / 100 + 0.81 / 2 + 1 / 200))
+NOTHING = Component(0.0, np.inf)
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 8])
+def test_seeds_alone_are_students_t(seeds: int) -> None:
+    estimate = CrossedEstimate(1.3, NOTHING, Component(1.0, seeds - 1), NOTHING, seeds)
+    for p in (0.8, 0.975, 0.9995):
+        assert estimate.critical(p) == pytest.approx(stats.t.ppf(p, seeds - 1), rel=1e-4)
+    assert estimate.p() == pytest.approx(2 * stats.t.sf(1.3, seeds - 1), rel=1e-5)
+    documents = CrossedEstimate(1.3, Component(1.0, 30), NOT_KNOWN, NOT_KNOWN, 1)
+    assert (documents.p(), documents.critical(0.9)) == pytest.approx((2 * stats.t.sf(1.3, 30), stats.t.ppf(0.9, 30)))
+
+
+@pytest.mark.parametrize("seeds", [2, 3])
+def test_documents_and_seeds_have_the_distribution_of_behrens_and_fisher(seeds: int) -> None:
+    # the sum of two independent t's, drawn
+    rng = np.random.default_rng(0)
+    drawn = 1.5 * rng.standard_t(20, 400_000) + 0.7 * rng.standard_t(seeds - 1, 400_000)
+    estimate = CrossedEstimate(4.0, Component(1.5**2, 20), Component(0.7**2, seeds - 1), NOTHING, seeds)
+    assert estimate.p() == pytest.approx(np.mean(np.abs(drawn) > 4.0), rel=0.05)
+    assert estimate.critical(0.95) * estimate.standard_error == pytest.approx(np.quantile(drawn, 0.95), rel=0.02)
+
+
+@pytest.mark.parametrize(("seeds", "of_seed"), [(2, 0.0), (2, 0.3), (2, 2.0), (3, 0.3), (3, 2.0)])
+def test_equal_models_are_rarely_called_different(seeds: int, of_seed: float) -> None:
+    rng, p = np.random.default_rng(seeds), []
+    for _ in range(1500):
+        x = rng.normal(size=(50, 1)) + of_seed * rng.normal(size=seeds) + rng.normal(size=(50, seeds))
+        p.append(crossed_estimate([TaskValues((x,), np.arange(50))]).p())
+    assert np.mean(np.array(p) <= 0.05) < 0.065
+    assert np.mean(np.array(p) <= 0.001) < 0.004  # Satterthwaite's degrees of freedom: up to 0.03
+
+
+def test_more_of_the_same_tells_more() -> None:
+    estimate = CrossedEstimate(1.0, Component(2.0, 99), Component(3.0, 1), Component(1.0, 99), 2)
+    doubled = estimate.repeated(2.0)
+    assert (doubled.documents, doubled.seeds, doubled.interaction) == (
+        Component(1.0, 199),
+        Component(1.5, 3),
+        Component(0.5, 198),
+    )
+    assert doubled.detectable() < estimate.detectable() / 2**0.5  # the seeds' spread is better known too
 
 
 def test_one_seed_has_the_error_of_documents_in_clusters() -> None:

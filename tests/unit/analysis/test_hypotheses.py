@@ -126,7 +126,7 @@ def test_regions_against_scipy(tmp_path: Path, expect: str, margin: float, outsi
 
     against = [p(*one) for one in inside] if inside else [2 * min(p("greater", margin), p("less", -margin))]
     smallest = min(max(p(*one) for one in outside), *against)
-    assert test.p == pytest.approx(min(1.0, 2 * smallest))
+    assert test.p == pytest.approx(min(1.0, 2 * smallest), rel=1e-5)
 
 
 def test_holm_is_over_all_hypotheses(grid: Scores) -> None:
@@ -150,8 +150,11 @@ def test_a_significant_difference_that_would_not_be_found_again_decides_nothing(
     mean, error = np.mean(values), np.std(values, ddof=1) / 2
     detectable = (stats.t.ppf(0.975, 3) + stats.t.ppf(0.8, 3)) * error
     assert (test.p < 0.05, -mean < detectable) == (True, True)
-    assert test.detectable == pytest.approx(detectable)
-    assert test.factor == pytest.approx((detectable / mean) ** 2)
+    assert test.detectable == pytest.approx(detectable, rel=1e-4)
+    # so many seeds find the mean that was seen: their error is smaller, and its spread better known
+    seeds = 4 * test.factor
+    found = (stats.t.ppf(0.975, seeds - 1) + stats.t.ppf(0.8, seeds - 1)) * error * (4 / seeds) ** 0.5
+    assert found == pytest.approx(-mean, rel=2e-3)
     assert (test.outcome, test.reason[:11]) == (UNDECIDED, "significant")
 
 
