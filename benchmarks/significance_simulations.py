@@ -418,10 +418,10 @@ def main(repeats: int = 2000) -> None:
         "|---|---:|---:|",
         *(f"| {what} | {should} | {value:.3f} |" for what, should, value in simulation_rows(repeats)),
         "",
-        "Two or three seeds tell little about their spread. Student's t with Satterthwaite's degrees of freedom would cover",
-        "87 to 92 times in a hundred where they dominate, and call one of forty equal pairs of two seeds different at",
-        "p ≤ .001; the distribution of Behrens and Fisher keeps every level, and is cautious where documents dominate. One",
-        "seed tells nothing of its spread: its interval covers documents alone.",
+        "Two or three seeds tell little about their spread. Student's t with Satterthwaite's degrees of freedom would",
+        "cover 87 to 92 times in a hundred where they dominate, and call one of forty equal pairs of two seeds different",
+        "at p ≤ .001; the distribution of Behrens and Fisher keeps every level, and is cautious where documents dominate.",
+        "One seed tells nothing of its spread: its interval covers documents alone.",
         "",
     ]
     Path(__file__).with_suffix(".md").write_text("\n".join(lines), encoding="utf-8")

@@ -150,6 +150,9 @@ def _variances(scores: Scores, groups: list[int]) -> _Variances:
     df = (seeds - 1) * (many - 1)
     deviation = by_seed - by_seed.mean(axis=0)
     own = Component(float((deviation**2).sum()) / (seeds - 1) / seeds, df)
+    pair = scores.macro_estimate(groups[0], groups[1]).seeds
+    if pair.df > df:  # two seeds, whose spread is known from students beside these
+        own = Component((many - 1) / 2 * pair.variance, pair.df)
     parts = [Component(value / (seeds - 1) / seeds, count * df) for value, count in rests]
     total = sum(part.variance for part in parts)
     return _Variances(documents, document_df, own, Component(total, satterthwaite(parts, total)))

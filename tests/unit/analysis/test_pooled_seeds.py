@@ -5,6 +5,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
+from distill_lit.analysis.axis_tests import axis_tests
 from distill_lit.analysis.pooled_seeds import pooled_seeds
 from distill_lit.analysis.scores import Scores, difference_of
 
@@ -49,3 +50,13 @@ def test_students_whose_values_are_missing_are_left_out(simulation: ModuleType) 
     first, second, missing = (g for g, group in enumerate(scores.groups) if len(group.models) == 2)
     assert pooled_seeds(scores, means, difference_of(first, second)).df == 1
     assert pooled_seeds(scores, means, difference_of(first, missing)) is None
+
+
+def test_an_axis_of_two_seeds_knows_their_spread_from_all_students(simulation: ModuleType) -> None:
+    scores = scores_with(simulation, 2)
+    first, second = (g for g, group in enumerate(scores.groups) if group.role == "distilled")
+    (test,) = axis_tests(scores)
+    estimate = scores.macro_estimate(second, first)
+    assert test.p == pytest.approx(estimate.p(), rel=1e-6)
+    assert test.pairs[0].difference == pytest.approx(estimate.interval())
+    assert estimate.seeds.df == 2  # without the labels' student it would be 1
