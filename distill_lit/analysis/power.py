@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from distill_lit.analysis.crossed_variance import NOT_KNOWN, Component, CrossedEstimate, sum_components
+from distill_lit.analysis.pooled_seeds import POOLED_SEEDS
 
 NOTHING_BELOW = 0.10  # differences above chance that teachers make at equal tokens are smaller: 0.1 is decided by nothing
 
@@ -66,6 +67,7 @@ def detectable_difference(
     documents: Mapping[str, int],
     num_seeds: int,
     comparisons: int = 1,
+    students: int = 2,
     alpha: float = 0.05,
     power: float = 0.8,
 ) -> Power:
@@ -76,6 +78,7 @@ def detectable_difference(
         documents: {task: documents} of the tasks to be averaged.
         num_seeds: of each student, the two compared seed by seed.
         comparisons: declared ones, over which Holm corrects.
+        students: trained with these seeds, of all of which two seeds have the spread.
     """
     known = [variances[task] for task in documents if task in variances] or list(variances.values())
     typical = _mean_variances(known)
@@ -90,8 +93,9 @@ def detectable_difference(
     seeds_part, rest, seeds_only = NOT_KNOWN, NOT_KNOWN, float("nan")
     level = alpha / max(comparisons, 1)
     if covers_seeds:
-        seeds_part, rest = Component(seed_variance + mixed, num_seeds - 1), Component(mixed, float("inf"))
-        alone = CrossedEstimate(0.0, nothing, Component(seed_variance, num_seeds - 1), nothing, num_seeds)
+        seed_df = (num_seeds - 1) * (students - 1 if num_seeds == POOLED_SEEDS else 1)
+        seeds_part, rest = Component(seed_variance + mixed, seed_df), Component(mixed, float("inf"))
+        alone = CrossedEstimate(0.0, nothing, Component(seed_variance, seed_df), nothing, num_seeds)
         seeds_only = alone.detectable(level, power)
     whole = CrossedEstimate(0.0, documents_part, seeds_part, rest, num_seeds)
     many = CrossedEstimate(0.0, Component(documents_part.variance, float("inf")), NOT_KNOWN, NOT_KNOWN, num_seeds)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from distill_lit.analysis.pooled_seeds import TRAINED_ROLES
 from distill_lit.analysis.power import (
     Power,
     TaskVariances,
@@ -62,7 +63,8 @@ def planned_power(experiment: "Experiment", records: Path | None = None) -> Plan
     if not documents:
         return None
     fewest = min(seeds.values())
-    power = detectable_difference(variances, documents, fewest, len(seeds), experiment.config.analysis.alpha)
+    students = len({(run.role, _point(run)) for run in experiment.models if run.role in TRAINED_ROLES})
+    power = detectable_difference(variances, documents, fewest, len(seeds), students, experiment.config.analysis.alpha)
     return PlannedPower(power, documents, at_chance, fewest, len(seeds), folder)
 
 

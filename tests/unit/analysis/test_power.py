@@ -75,3 +75,12 @@ def test_signal_and_noise_of_a_task_by_hand(simulation: ModuleType) -> None:
     assert signal.signal == pytest.approx(np.std([0.9, 0.3, 0.6], ddof=1))
     assert signal.noise == pytest.approx(((0.1**2 * 2 + 0.1**2 * 2) / 2) ** 0.5)
     assert signal.signal_to_noise == pytest.approx(signal.signal / signal.noise)
+
+
+def test_two_seeds_of_many_students_tell_more_of_their_spread() -> None:
+    variances = {"a": TaskVariances(0.3, 0.1, 0.01)}
+    pair, many = (detectable_difference(variances, {"a": 500}, 2, students=students) for students in (2, 6))
+    error = (0.01 / 2) ** 0.5
+    assert many.seeds_only == pytest.approx((stats.t.ppf(0.975, 5) + stats.t.ppf(0.8, 5)) * error, rel=1e-4)
+    assert many.difference < pair.difference / 2
+    assert detectable_difference(variances, {"a": 500}, 3, students=6) == detectable_difference(variances, {"a": 500}, 3)

@@ -49,7 +49,7 @@ def test_documents_seeds_and_comparisons_are_those_of_the_plan(tmp_path: Path) -
     assert found.documents == {"sciq": 500, "piqa": 400}
     assert found.at_chance == ("winogrande",)
     assert (found.num_seeds, found.comparisons) == (3, 1)
-    assert found.power == detectable_difference(VARIANCES, found.documents, 3, 1, experiment.config.analysis.alpha)
+    assert found.power == detectable_difference(VARIANCES, found.documents, 3, 1, 2, experiment.config.analysis.alpha)
 
 
 def test_the_records_that_share_most_tasks_are_taken_and_a_named_folder_first(tmp_path: Path) -> None:
