@@ -17,7 +17,7 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import optimize, special
+from scipy import special
 
 from distill_lit.analysis.array_types import FloatArray
 from distill_lit.analysis.significance import REPLICATE_TOLERANCE, Interval, rule_of_three, student_quantile
@@ -155,6 +155,8 @@ class SeedSpread:
         """The distance below which the mean's error is with this probability. scale: of the right order of magnitude."""
         if len(self.weights) == 1:
             return float(student_quantile(probability, self.document_df[0]) * np.sqrt(self.variances[0]))
+        from scipy import optimize  # takes a while, and most plans do without
+
         if probability < 0.5:
             return -self.quantile(1 - probability, scale)
         high = scale
