@@ -155,7 +155,7 @@ class SeedSpread:
         """The distance below which the mean's error is with this probability. scale: of the right order of magnitude."""
         if len(self.weights) == 1:
             return float(student_quantile(probability, self.document_df[0]) * np.sqrt(self.variances[0]))
-        from scipy import optimize  # takes a while, and most plans do without
+        from scipy import optimize  # a third of a second, which plans of one seed do without
 
         if probability < 0.5:
             return -self.quantile(1 - probability, scale)
