@@ -209,7 +209,7 @@ def _validation_estimate(scores: Scores, contrast: Contrast, column: str) -> Cro
         return CrossedEstimate(value, NOT_KNOWN, NOT_KNOWN, NOT_KNOWN, 1)
     none = Component(0.0, float("inf"))
     own = Component(sum(float(block.var(ddof=1)) / block.shape[1] for block in blocks), seeds - 1)
-    spread = pooled_seeds(scores, values[0], contrast) or own
+    spread = pooled_seeds(scores, contrast, lambda: values[0]) or own
     return CrossedEstimate(value, none, spread, none, seeds)
 
 

@@ -6,6 +6,7 @@ of the rest, with their degrees of freedom. The rest is taken to vary alike in a
 students stand for themselves and nothing is assumed.
 """
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,16 +22,17 @@ POOLED_SEEDS = 2  # seeds of a student that tell too little by themselves
 TRAINED_ROLES = (Role.DISTILLED, Role.CE_ONLY)
 
 
-def pooled_seeds(scores: "Scores", means: FloatArray, contrast: "Contrast") -> Component | None:
+def pooled_seeds(scores: "Scores", contrast: "Contrast", model_means: Callable[[], FloatArray]) -> Component | None:
     """The variance between seeds of Σ weight · group, from all trained students with the same two seeds; None where the
     groups have other seeds, more of them, or are no trained students.
 
-    means: (models,) mean of each model over documents and tasks, NaN for models that lack one.
+    model_means: gives (models,) the mean of each model over documents and tasks, NaN for models that lack one.
     """
     seeded = {g: weight for g, weight in contrast.items() if len(scores.groups[g].models) > 1}
     seeds = {tuple(sorted(scores.groups[g].seeds)) for g in seeded}
     if len(seeds) != 1 or len(shared := seeds.pop()) != POOLED_SEEDS:
         return None
+    means = model_means()
     family = [
         g
         for g, group in enumerate(scores.groups)

@@ -99,13 +99,16 @@ class Scores:
     def contrast_estimate(self, contrast: Contrast, tasks: Sequence[int] | None = None) -> CrossedEstimate:
         """Σ weight · macro average of a group; tasks: to average instead of `averaged`."""
         numbers = self.averaged if tasks is None else tasks
-        parts, means = [], np.zeros(len(self.responses.models))
+        parts = []
         for t in numbers:
             task = self.responses.tasks[t]
             unit = float(1 / (1 - task.chance.mean())) if task.is_binary else 0.0
             parts.append(TaskValues(self.blocks(task.centered, contrast), task.clusters, 1 / len(numbers), unit))
-            means += task.centered.mean(axis=0) / len(numbers)
-        return crossed_estimate(parts, pooled_seeds(self, means, contrast))
+
+        def model_means() -> FloatArray:
+            return np.asarray(np.mean([self.responses.tasks[t].centered.mean(axis=0) for t in numbers], axis=0))
+
+        return crossed_estimate(parts, pooled_seeds(self, contrast, model_means))
 
     def macro_estimate(
         self, first: int, second: int | None = None, share: float = 1.0, tasks: Sequence[int] | None = None
@@ -117,7 +120,7 @@ class Scores:
         """A task's metric of group `first`, less that of `second`."""
         task, contrast = self.responses.tasks[t], difference_of(first, second)
         values = TaskValues(self.blocks(task.correct, contrast), task.clusters, unit=float(task.is_binary))
-        return crossed_estimate([values], pooled_seeds(self, task.correct.mean(axis=0), contrast))
+        return crossed_estimate([values], pooled_seeds(self, contrast, lambda: task.correct.mean(axis=0)))
 
     def is_single_pair(self, first: int, second: int) -> bool:
         """Whether two groups are single models, of which only documents can be drawn again."""

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from distill_lit.analysis.array_types import FloatArray
 from distill_lit.analysis.crossed_variance import NONE, CrossedEstimate, TaskValues, crossed_estimate, mean_inside
 from distill_lit.analysis.document_axes import DocumentAxis
+from distill_lit.analysis.pooled_seeds import pooled_seeds
 from distill_lit.analysis.retention import MIN_RETENTION_BASELINE
 from distill_lit.analysis.scores import Scores, difference_of
 
@@ -60,13 +61,20 @@ class AxisStrata:
         groups = [first] if second is None else [first, second]
         if np.isnan(self.scores.centered[self.scores.averaged][:, groups]).any():
             return NONE
-        tasks, parts = self.tasks_with(weights), []
+        tasks, contrast, parts = self.tasks_with(weights), difference_of(first, second), []
         for t in tasks:
             task = self.scores.responses.tasks[t]
-            blocks = self.scores.blocks(task.centered, difference_of(first, second))
+            blocks = self.scores.blocks(task.centered, contrast)
             mixed = tuple(self._mixed(t, weights, dict.fromkeys(weights, block)) for block in blocks)
             parts.append(TaskValues(mixed, task.clusters, 1 / len(tasks)))
-        return crossed_estimate(parts)
+
+        def model_means() -> FloatArray:
+            every = {t: self.scores.responses.tasks[t].centered for t in tasks}
+            return np.asarray(
+                np.mean([self._mixed(t, weights, dict.fromkeys(weights, every[t])).mean(axis=0) for t in tasks], axis=0)
+            )
+
+        return crossed_estimate(parts, pooled_seeds(self.scores, contrast, model_means))
 
     def _mixed(self, t: int, weights: Weights, blocks: Mapping[int, FloatArray]) -> FloatArray:
         """The block whose mean is the weighted sum of the means of the strata, each in its own of `blocks`."""
