@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from distill_lit.analysis import significance as st
 from distill_lit.analysis.array_types import FloatArray
 from distill_lit.analysis.bootstrap import multiplier_draws
-from distill_lit.analysis.crossed_variance import CrossedEstimate, TaskValues, cluster_sums, crossed_estimate
+from distill_lit.analysis.crossed_variance import NONE, CrossedEstimate, TaskValues, cluster_sums, crossed_estimate
 from distill_lit.analysis.model_groups import ModelGroup, groups_of
 from distill_lit.analysis.pooled_seeds import pooled_seeds
 from distill_lit.analysis.response_matrix import ResponseMatrices, TaskResponses, build_response_matrices
@@ -104,6 +104,9 @@ class Scores:
             task = self.responses.tasks[t]
             unit = float(1 / (1 - task.chance.mean())) if task.is_binary else 0.0
             parts.append(TaskValues(self.blocks(task.centered, contrast), task.clusters, 1 / len(numbers), unit))
+
+        if not parts:
+            return NONE
 
         def model_means() -> FloatArray:
             return np.asarray(np.mean([self.responses.tasks[t].centered.mean(axis=0) for t in numbers], axis=0))

@@ -67,6 +67,8 @@ class AxisStrata:
             blocks = self.scores.blocks(task.centered, contrast)
             mixed = tuple(self._mixed(t, weights, dict.fromkeys(weights, block)) for block in blocks)
             parts.append(TaskValues(mixed, task.clusters, 1 / len(tasks)))
+        if not parts:
+            return NONE
 
         def model_means() -> FloatArray:
             every = {t: self.scores.responses.tasks[t].centered for t in tasks}

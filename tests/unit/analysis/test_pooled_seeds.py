@@ -60,3 +60,7 @@ def test_an_axis_of_two_seeds_knows_their_spread_from_all_students(simulation: M
     assert test.p == pytest.approx(estimate.p(), rel=1e-6)
     assert test.pairs[0].difference == pytest.approx(estimate.interval())
     assert estimate.seeds.df == 2  # without the labels' student it would be 1
+
+
+def test_no_task_gives_no_estimate(simulation: ModuleType) -> None:
+    assert np.isnan(scores_with(simulation, 2).contrast_estimate(difference_of(1, 2), []).value)
