@@ -26,8 +26,8 @@ PRESETS: dict[str, Preset] = {
         "hinton",
     ),
     "gkd": Preset(
-        "generalized Jensen-Shannon divergence, β = ½, no T². GKD (2306.13649) as in trl's GKDTrainer; its β = 0 and 1 are "
-        "forward and reverse_kl",
+        "generalized Jensen-Shannon divergence, β = ½, no T²: the terms alone, on_policy.fraction is GKD's λ; trl's β = 0 and "
+        "1 are forward and reverse_kl. GKD (2306.13649) as in trl's GKDTrainer",
         {"jsd": {"kind": "jensen_shannon", "options": {"beta": 0.5}}},
     ),
     "torchtune": Preset(
@@ -39,7 +39,8 @@ PRESETS: dict[str, Preset] = {
         {"srkl": {"kind": "skew_reverse_kl", "options": {"skew": 0.1}}},
     ),
     "minillm": Preset(
-        "reverse KL at every token of the student's text: MiniLLM's single-step part. Gu et al. 2023, 2306.08543",
+        "reverse KL at every token, MiniLLM's single-step part: the term alone, on_policy.fraction: 1 lets the student write "
+        "the text. Gu et al. 2023, 2306.08543",
         {"rkl": {"kind": "reverse_kl"}},
     ),
     "distillkit": Preset(
