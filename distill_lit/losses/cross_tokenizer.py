@@ -8,11 +8,11 @@ from distill_lit.losses.targets import SpanTarget
 
 
 def uld(log_q: Tensor, teacher: SpanTarget, k: int = 0) -> Tensor:
-    """Σ |p₍ᵢ₎ − q₍ᵢ₎| of the sorted probabilities: the Wasserstein distance of Boizard et al. 2024, 2402.12030 eq. 6.
+    """Σ |p₍ᵢ₎ − q₍ᵢ₎| of the sorted probabilities. Boizard et al. 2024 (ULD), 2402.12030 eq. 6.
 
-    log_q: (N, V). Only where both have read the same bytes, 0 elsewhere: there alone do the two predict the same thing. The
-    paper compares the t-th tokens of both instead. k: largest probabilities compared, the others in one sum; 0: all.
-    Returns (N,), no nats.
+    Universal logit distillation, a Wasserstein distance. log_q: (N, V). Only where both have read the same bytes, 0
+    elsewhere: there alone do the two predict the same thing. The paper compares the t-th tokens of both instead. k: largest
+    probabilities compared, the others in one sum; 0: all. Returns (N,), no nats.
     """
     assert teacher.logits is not None
     width = max(log_q.shape[-1], teacher.logits.shape[-1])
@@ -23,12 +23,12 @@ def uld(log_q: Tensor, teacher: SpanTarget, k: int = 0) -> Tensor:
 
 
 def alm(log_q: Tensor, teacher: SpanTarget, labels: Tensor, tau: float = 1.0) -> Tensor:
-    """KL between teacher and student on whether a span of bytes follows: of (p^(1/τ), 1 − p^(1/τ)), p the probability of
-    the span, a product over its tokens in each tokenizer. Minixhofer et al. 2025 (ALM), 2503.20083 §3.
+    """KL of whether a span of bytes follows or not. Minixhofer et al. 2025 (ALM), 2503.20083 §3.
 
-    log_q: (N, V), labels: (N,). τ above 1 keeps long, improbable spans apart. The loss of a span is shared out evenly over
-    the student's tokens in it; its gradient reaches each of them as if all were differentiated together. Returns (N,) nats,
-    0 for tokens in no span.
+    Approximate likelihood matching: the KL between teacher and student of (p^(1/τ), 1 − p^(1/τ)), p the probability of the
+    span, a product over its tokens in each tokenizer. log_q: (N, V), labels: (N,). τ above 1 keeps long, improbable spans
+    apart. The loss of a span is shared out evenly over the student's tokens in it; its gradient reaches each of them as if
+    all were differentiated together. Returns (N,) nats, 0 for tokens in no span.
     """
     label_logprobs = gather_label_logprobs(log_q, labels)
     # the other tokens of the span enter as numbers; this one brings the gradient

@@ -14,7 +14,10 @@ MIN_ALPHA_BETA_LOGPROB = -30.0  # log-probability that negative exponents of the
 
 
 def forward_kl(log_q: Tensor, log_p: Tensor) -> Tensor:
-    """KL(p ‖ q) = Σ p (log p − log q). Hinton et al. 2015, 1503.02531 §2, less the teacher's entropy."""
+    """KL(p ‖ q) = Σ p (log p − log q). Hinton et al. 2015, 1503.02531 §2, less the teacher's entropy.
+
+    Soft labels, token by token: the word-level distillation of Kim & Rush 2016, 1606.07947 §3.1.
+    """
     return (log_p.exp() * (log_p - log_q)).sum(-1)
 
 
@@ -31,7 +34,7 @@ def symmetric_kl(log_q: Tensor, log_p: Tensor, forward_weight: float = 0.5) -> T
 def jensen_shannon(log_q: Tensor, log_p: Tensor, beta: float = 0.5) -> Tensor:
     """β KL(p ‖ m) + (1−β) KL(q ‖ m), m = βp + (1−β)q, 0 < β < 1. Agarwal et al. 2023 (GKD), 2306.13649 eq. 1.
 
-    It tends to 0, not to a KL, as β → 0 or 1: ask for forward_kl or reverse_kl by name.
+    The generalized JSD of the paper. It tends to 0, not to a KL, as β → 0 or 1: ask for forward_kl or reverse_kl by name.
     """
     log_m = _mix(log_p, log_q, beta)
     return beta * forward_kl(log_m, log_p) + (1 - beta) * forward_kl(log_m, log_q)
@@ -110,7 +113,7 @@ def _area(exponent: float, a: Tensor, b: Tensor) -> Tensor:
 
 
 def soft_cross_entropy(log_q: Tensor, log_p: Tensor) -> Tensor:
-    """−Σ p log q: the forward KL plus the teacher's entropy, with the same gradient. What several systems log as KL."""
+    """−Σ p log q: the forward KL plus the teacher's entropy, with the same gradient; several systems log it as KL."""
     return -(log_p.exp() * log_q).sum(-1)
 
 

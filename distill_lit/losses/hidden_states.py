@@ -116,7 +116,7 @@ class FeatureLossSpec(NamedTuple):
 
 FEATURE_LOSSES: dict[str, FeatureLossSpec] = {
     "hidden_states": FeatureLossSpec(
-        "outputs of mapped layers: loss mse, cosine or normalized; a projector where widths differ",
+        "Outputs of mapped layers: loss mse, cosine or normalized; a projector where widths differ. TinyBERT, 1909.10351.",
         {
             "loss": (ChoiceOption(tuple(HIDDEN_STATE_LOSSES)), "mse"),
             "layers": (LayerMappingOption(), "uniform"),
@@ -124,7 +124,7 @@ FEATURE_LOSSES: dict[str, FeatureLossSpec] = {
         },
     ),
     "attention": FeatureLossSpec(
-        "attention maps of mapped layers: loss kl or mse; heads one to one, or their mean",
+        "Attention maps of mapped layers: loss kl or mse; heads one to one, or their mean. MiniLM, 2002.10957.",
         {
             "loss": (ChoiceOption(tuple(ATTENTION_LOSSES)), "kl"),
             "layers": (LayerMappingOption(), "uniform"),
@@ -132,7 +132,7 @@ FEATURE_LOSSES: dict[str, FeatureLossSpec] = {
         },
     ),
     "qkv_relations": FeatureLossSpec(
-        "how queries, keys, values of mapped layers relate to each other; no projector needed",
+        "How queries, keys, values of mapped layers relate to each other; no projector needed. MiniLMv2, 2012.15828.",
         {
             "relations": (QKVSubsetOption(), ("q", "k", "v")),
             "layers": (LayerMappingOption(), "last"),

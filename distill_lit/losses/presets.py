@@ -21,30 +21,30 @@ class Preset(NamedTuple):
 TERM_DEFAULTS: dict[str, Any] = {"weight": 1.0, "temperature": 1.0, "options": {}}
 PRESETS: dict[str, Preset] = {
     "hinton": Preset(
-        "½ CE + ½ T² KL(p ‖ q) at T = 2. Hinton et al. 2015, 1503.02531 §2.1",
+        "½ CE + ½ T² KL(p ‖ q) at T = 2. Hinton et al. 2015, 1503.02531 §2.1.",
         {"ce": {"weight": 0.5}, "kl": {"kind": "forward_kl", "weight": 0.5, "temperature": 2.0}},
         "hinton",
     ),
     "gkd": Preset(
-        "generalized Jensen-Shannon divergence, β = ½, no T²: the terms alone, on_policy.fraction is GKD's λ; trl's β = 0 and "
-        "1 are forward and reverse_kl. GKD (2306.13649) as in trl's GKDTrainer",
+        "Generalized Jensen-Shannon divergence, β = ½, no T²: the term alone, on_policy.fraction is GKD's λ; trl's β = 0 "
+        "and 1 are forward_kl and reverse_kl. Agarwal et al. 2023 (GKD), 2306.13649, as in trl's GKDTrainer.",
         {"jsd": {"kind": "jensen_shannon", "options": {"beta": 0.5}}},
     ),
     "torchtune": Preset(
-        "½ CE + ½ ForwardKLLoss, which is −Σ p log q. torchtune's knowledge distillation recipe, kd_ratio = ½",
+        "½ CE + ½ ForwardKLLoss, which is −Σ p log q: torchtune's knowledge distillation recipe, kd_ratio = ½.",
         {"ce": {"weight": 0.5}, "kd": {"kind": "soft_cross_entropy", "weight": 0.5}},
     ),
     "distillm": Preset(
-        "skew reverse KL, λ = 0.1, kd_ratio 1. DistiLLM's skewed_reverse_kl",
+        "Skew reverse KL, λ = 0.1, kd_ratio 1: DistiLLM's skewed_reverse_kl. Ko et al. 2024, 2402.03898.",
         {"srkl": {"kind": "skew_reverse_kl", "options": {"skew": 0.1}}},
     ),
     "minillm": Preset(
-        "reverse KL at every token, MiniLLM's single-step part: the term alone, on_policy.fraction: 1 lets the student write "
-        "the text. Gu et al. 2023, 2306.08543",
+        "Reverse KL at every token, MiniLLM's single-step part: the term alone, on_policy.fraction: 1 lets the student "
+        "write the text. Gu et al. 2023 (MiniLLM), 2306.08543.",
         {"rkl": {"kind": "reverse_kl"}},
     ),
     "distillkit": Preset(
-        "½ CE + ½ T² KL(p ‖ q) at T = 1. DistillKit's default losses on a dense teacher",
+        "½ CE + ½ T² KL(p ‖ q) at T = 1: DistillKit's default losses on a dense teacher.",
         {"ce": {"weight": 0.5}, "kl": {"kind": "forward_kl", "weight": 0.5}},
         "hinton",
     ),

@@ -72,7 +72,10 @@ def pairwise_ranking(
 
 
 def cross_entropy(log_q: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """−Σ y log q with y = (1 − smoothing) · onehot(label) + smoothing / V. log_q: (N, V), labels: (N,). (N,) nats."""
+    """−Σ y log q with y = (1 − smoothing) · onehot(label) + smoothing / V: hard labels, with label smoothing.
+
+    log_q: (N, V), labels: (N,). Returns (N,) nats.
+    """
     nll = -gather_label_logprobs(log_q, labels)
     return nll if label_smoothing == 0 else (1 - label_smoothing) * nll - label_smoothing * log_q.mean(-1)
 

@@ -140,7 +140,7 @@ def _alternatives_by_place(answer: Completion) -> dict[tuple[int, int], Alternat
 
 @register_teacher("answers")
 class AnswersSource(TeacherSource):
-    """The alternatives of generated corpora that a server wrote."""
+    """The token alternatives that a server gave with the answers of generated corpora."""
 
     def capabilities(self, config: TeacherConfig) -> TeacherCapabilities:
         """A few tokens at each position, of no model that is here."""

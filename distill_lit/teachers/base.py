@@ -209,6 +209,11 @@ class TeacherSource(ABC):
     def build(self, context: TeacherContext) -> Teacher | None:
         """The teacher that a training asks; None where it asks none. All ranks call this, at the same time."""
 
+    @property
+    def about(self) -> str:
+        """The first line of the class's documentation."""
+        return (type(self).__doc__ or "").strip().partition("\n")[0]
+
     def describe(self, config: TeacherConfig) -> str:
         """What users call such a teacher, for messages."""
         return f"teacher.source {config.source}"

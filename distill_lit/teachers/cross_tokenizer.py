@@ -232,7 +232,7 @@ def _build_target(hidden: Tensor, head: Any, same: Tensor, spans: Tensor, log_pr
 
 @register_teacher("cross_tokenizer")
 class CrossTokenizerSource(TeacherSource):
-    """The teacher reads the text of every batch, cut into tokens of its own."""
+    """A model with another tokenizer reads the text of every batch, cut into tokens of its own."""
 
     def capabilities(self, config: TeacherConfig) -> TeacherCapabilities:
         """Targets on spans that both tokenizers cut alike; inner states belong to other tokens."""

@@ -7,7 +7,7 @@ from distill_lit.teachers.registry import register_teacher
 
 @register_teacher("none")
 class NoTeacherSource(TeacherSource):
-    """Nothing is asked while students train, so their fidelity is not measured either."""
+    """No teacher: nothing is asked while students train, so their fidelity is not measured either."""
 
     def capabilities(self, config: TeacherConfig) -> TeacherCapabilities:
         """No targets, no model."""

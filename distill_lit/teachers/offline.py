@@ -181,7 +181,7 @@ class OfflineTeacher:
 
 @register_teacher("offline")
 class OfflineSource(CachedTeacherSource):
-    """A run writes what the teacher says of all rows; trainings read it."""
+    """A run writes what the teacher says of all rows into a cache, once; trainings read it."""
 
     def capabilities(self, config: TeacherConfig) -> TeacherCapabilities:
         """Those of the format that is kept."""

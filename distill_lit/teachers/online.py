@@ -108,7 +108,7 @@ class OnlineTeacher:
 
 @register_teacher("online")
 class OnlineSource(TeacherSource):
-    """The teacher reads every batch that the student reads, what the student has written too, and shows everything."""
+    """A model beside the student reads every batch, what the student has written too, and shows all its layers."""
 
     def capabilities(self, config: TeacherConfig) -> TeacherCapabilities:
         """All there are; with a prompt of its own no inner states, which would be those of other documents."""

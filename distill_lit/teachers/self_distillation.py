@@ -91,7 +91,7 @@ class _StudentCopySource(TeacherSource):
 
 @register_teacher("self")
 class SelfSource(_StudentCopySource):
-    """The student's own start, frozen."""
+    """The student's own start, frozen: self-distillation."""
 
     def capabilities(self, config: TeacherConfig) -> TeacherCapabilities:
         """Its whole distribution, of any text; its layers are not those of `teacher.model`."""
@@ -106,7 +106,7 @@ class SelfSource(_StudentCopySource):
 
 @register_teacher("ema")
 class EMASource(_StudentCopySource):
-    """An average of the student over its training."""
+    """An exponential moving average of the student's weights: a mean teacher."""
 
     def capabilities(self, config: TeacherConfig) -> TeacherCapabilities:
         """As of a copy of the student, and nothing without a training."""

@@ -128,7 +128,7 @@ def _documents(batch: Mapping[str, Tensor], loss_mask: Tensor) -> list[Supervise
 
 @register_teacher("served")
 class ServedSource(CachedTeacherSource):
-    """A model behind `teacher.server`."""
+    """A model behind a vLLM or SGLang server (`teacher.server`), asked once into a cache, or live."""
 
     def capabilities(self, config: TeacherConfig) -> TeacherCapabilities:
         """The most probable tokens, or all of them; live, of the student's own text too."""

@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from distill_lit.config import TeacherConfig
 from distill_lit.losses import FeatureTerm, Objective, as_objective
 from distill_lit.losses.hidden_states import ATTENTION_LOSSES, HIDDEN_STATE_LOSSES, QKV_STATES, LayerPair, relation_kl
 from distill_lit.losses.layer_mapping import cka_layer_pairs, fixed_layer_pairs
@@ -21,7 +23,7 @@ from distill_lit.models.activations import (
 )
 from distill_lit.models.packed_forward import PackedBatch, block_causal_mask
 from distill_lit.models.packing_check import last_hidden_state
-from distill_lit.teachers import TeacherCapabilities, sources_supporting
+from distill_lit.teachers import TeacherCapabilities, sources_supporting, teacher_capabilities, teacher_sources
 from distill_lit.teachers.base import ALL_LAYERS, HiddenLayers
 from distill_lit.utils.exceptions import UserError
 
@@ -37,9 +39,9 @@ def check_teacher_supports_features(
         if student_compiled:
             raise UserError(f"training.compile: {term.key} compares inner states, which a compiled backbone does not show")
         is_hidden = term.kind == HIDDEN_STATES
-        if teacher.hidden_layers == ALL_LAYERS if is_hidden else teacher.has_attention:
+        if _shows_all(term.kind, teacher):
             continue
-        able = sources_supporting(lambda other: other.has_attention and other.hidden_layers == ALL_LAYERS)
+        able = sources_supporting(partial(_shows_all, term.kind))
         if is_hidden and teacher.hidden_layers:
             if term.options["layers"] != "cka":
                 continue
@@ -53,6 +55,20 @@ def check_teacher_supports_features(
             f"{term.key}: {term.kind} compares inner states, which {described} does not show; "
             f"use teacher.source {' or '.join(able)}{remedy}"
         )
+
+
+def _shows_all(kind: str, teacher: TeacherCapabilities) -> bool:
+    """Whether a teacher shows the inner states of every layer that a kind of term compares."""
+    return teacher.hidden_layers == ALL_LAYERS if kind == HIDDEN_STATES else teacher.has_attention
+
+
+def describe_feature_teachers(kind: str) -> str:
+    """The sources that show the inner states which a kind of term compares, those of some layers with the key that names
+    them."""
+    able = {name: teacher_capabilities(TeacherConfig(source=name)) for name in teacher_sources()}
+    of_all = [name for name, one in able.items() if _shows_all(kind, one)]
+    of_some = [f"{name} with {one.hidden_layers_key}" for name, one in able.items() if one.hidden_layers_key]
+    return " or ".join([*of_all, *(of_some if kind == HIDDEN_STATES else [])])
 
 
 def check_feature_dimensions(

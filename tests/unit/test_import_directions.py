@@ -28,7 +28,7 @@ ALLOWED: dict[str, set[str]] = {
     "experiment": {"analysis", "assets", "config", "data", "evaluation", "generation", "losses", "models", "profiling",
                    "report", "teachers", "training", "utils"},
     "cli": {"assets", "config", "evaluation", "experiment", "generation", "losses", "models", "profiling", "report",
-            "training", "utils"},
+            "teachers", "training", "utils"},
     "distill_lit": {"analysis", "cli", "data", "evaluation", "experiment", "losses", "models", "teachers", "training",
                     "utils"},  # the public API, imported lazily
 }  # fmt: skip

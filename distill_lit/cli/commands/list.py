@@ -1,7 +1,9 @@
 """`distill-lit list`: what there is to choose from, a line each."""
 
 import argparse
+import itertools
 import json
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import get_args
@@ -18,7 +20,7 @@ Line = tuple[str, str]
 
 def add_parser(commands: CommandParsers) -> None:
     """Adds the command."""
-    description = "List objectives, students, tasks, experiments, assets or config fields, a line each."
+    description = "List what there is to choose from, a line each."
     parser = add_command(commands, "list", description, "distill-lit list tasks arc --records results/depth_frontier", run)
     parser.add_argument("what", choices=tuple(_makers()))
     parser.add_argument("filter", nargs="?", default="", help="only lines whose name holds this")
@@ -29,9 +31,11 @@ def add_parser(commands: CommandParsers) -> None:
 def _makers() -> dict[str, Callable[[], Iterable[Line]]]:
     return {
         "objectives": _objectives,
+        "teachers": _teachers,
         "students": _students,
         "tasks": _tasks,
         "experiments": _experiments,
+        "defaults": _defaults,
         "assets": _assets,
         "fields": _fields,
     }
@@ -51,14 +55,22 @@ def run(options: argparse.Namespace, console: Console) -> int:
 
 def _objectives() -> Iterable[Line]:
     from distill_lit.losses import FEATURE_LOSSES, LOGIT_LOSSES, PRESETS
+    from distill_lit.training.feature_alignment import describe_feature_teachers
 
     for name, kind in LOGIT_LOSSES.items():
         options = f" [{', '.join(kind.options)}]" if kind.options else ""
         yield name, kind.about + options
     for name, other in FEATURE_LOSSES.items():
-        yield name, f"{other.about} [{', '.join(other.options)}]; needs an online teacher"
+        yield name, f"{other.about} [{', '.join(other.options)}] Needs teacher.source {describe_feature_teachers(name)}."
     for name, preset in PRESETS.items():
         yield f"preset: {name}", preset.about
+
+
+def _teachers() -> Iterable[Line]:
+    from distill_lit.teachers.registry import TEACHER_SOURCES
+
+    for name, source in TEACHER_SOURCES.items():
+        yield name, source.about
 
 
 def _students() -> Iterable[Line]:
@@ -107,9 +119,28 @@ def _experiments() -> Iterable[Line]:
     own, shipped = Path("experiments"), shipped_folder("experiments")
     folder = own if own.is_dir() else shipped
     for path in sorted(folder.glob("*.yaml")):
-        with path.open(encoding="utf-8", errors="replace") as file:  # a file of one's own may hold anything
-            about = file.readline().strip().lstrip("# ")
-        yield str(path) if folder == own else path.stem, about
+        yield str(path) if folder == own else path.stem, _first_sentence(path)
+
+
+def _defaults() -> Iterable[Line]:
+    from distill_lit.config.loading import config_folders
+
+    paths = {
+        path.relative_to(folder).with_suffix("").as_posix(): path
+        for folder in reversed(config_folders(Path()))
+        for path in folder.rglob("*.yaml")
+    }
+    for name, path in sorted(paths.items()):
+        if not name.startswith("templates/"):  # what `init` copies: a whole experiment
+            yield name, _first_sentence(path)
+
+
+def _first_sentence(path: Path) -> str:
+    """Of the comment that a file begins with, which may be anything in a file of one's own."""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        lines = itertools.takewhile(lambda line: line.startswith("#"), file)
+        comment = " ".join(line.strip("# \n") for line in lines)
+    return re.split(r"(?<=[.?!])(?<!et al\.)\s", comment, maxsplit=1)[0]
 
 
 def _assets() -> Iterable[Line]:
