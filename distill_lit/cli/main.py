@@ -42,7 +42,7 @@ EPILOG = """examples:
   distill-lit run experiments/quickstart.yaml training.max_tokens=200000 name=longer
   distill-lit status experiments/quickstart.yaml                    which runs are done, failed, missing
   distill-lit stop experiments/quickstart.yaml                      cancel its SLURM jobs, or stop it on this machine
-  distill-lit evaluate file:runs/quickstart/…/student tasks=[piqa,sciq] limit=200
+  distill-lit evaluate file:runs/quickstart/…/student 'tasks=[piqa,sciq]' limit=200
   distill-lit export file:runs/quickstart/…/student --quantization q8_0       one GGUF file, for llama.cpp
   distill-lit report results/quickstart                             draw tables and figures again, from records alone
   distill-lit table results/quickstart --out table.tex              a table for a paper

@@ -271,6 +271,6 @@ def load_evaluation_settings(
     assets.check_reference(reference)
     hardware.device_for(accelerator, "--accelerator")
     if not settings.tasks:
-        raise UserError("tasks: give at least one, as in tasks=[arc_easy,piqa]")
+        raise UserError("tasks: give at least one, as in 'tasks=[arc_easy,piqa]'")
     check_probes(settings, dataset_source, check_tasks(settings, dataset_source))
     return settings

@@ -38,7 +38,7 @@ def check_asked_model(key: str, server: ServerConfig) -> None:
     if server.budget and not (server.price.input or server.price.output):
         raise UserError(f"{key}.budget: needs {key}.price to count against")
     if importlib.util.find_spec("openai") is None:
-        raise UserError(f"{key}: needs the openai package; pip install 'distill-lit[remote]'")
+        raise UserError(f"{key}: needs the openai package; pip install openai")
 
 
 def check_api_key(key: str, server: ServerConfig) -> None:

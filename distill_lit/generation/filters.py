@@ -46,7 +46,7 @@ def check_filters(key: str, filters: FiltersConfig, num_samples: int, has_refere
     if filters.require_correct and not has_reference_answers:
         raise UserError(f"{key}.require_correct: the right answer is not known; give prompts.reference_answer")
     if filters.max_duplicate_overlap < 1 and importlib.util.find_spec("datasketch") is None:
-        raise UserError(f"{key}.max_duplicate_overlap: needs the datasketch package; pip install 'distill-lit[synthetic]'")
+        raise UserError(f"{key}.max_duplicate_overlap: needs the datasketch package; pip install datasketch")
     for name in filters.custom:
         if name not in CUSTOM_FILTERS:
             raise UserError(f"{key}.custom: unknown {name!r}{suggest(name, CUSTOM_FILTERS)}; a plugin registers it")

@@ -1,7 +1,7 @@
 """Low-rank adapters on a student: trained alone, and merged into its weights at the end. Hu et al. 2021, 2106.09685.
 
-They are put into the student itself, so it keeps its class, and body and head are found as before. peft is optional:
-`pip install distill-lit[lora]`.
+They are put into the student itself, so it keeps its class, and body and head are found as before. peft is optional
+(extra `lora`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ALL_LINEAR = "all-linear"
 def check_lora(lora: LoraConfig) -> None:
     """Raises UserError where adapters are asked for and peft is not there."""
     if lora.rank and find_spec("peft") is None:
-        raise UserError("lora: adapters need peft, which is not installed: pip install 'distill-lit[lora]'")
+        raise UserError("lora: adapters need peft, which is not installed; pip install peft")
 
 
 def add_adapters(model: PreTrainedModel, lora: LoraConfig) -> PreTrainedModel:

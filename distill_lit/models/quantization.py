@@ -29,7 +29,7 @@ QUANTIZATION_RECIPES: dict[Quantization, str] = {
 def check_torchao(key: str) -> None:
     """Raises UserError, which names the `key` that asks for it, when torchao is not installed."""
     if importlib.util.find_spec("torchao") is None:
-        raise UserError(f"{key} needs torchao; pip install 'distill-lit[int8]'")
+        raise UserError(f"{key} needs torchao; pip install 'torchao>=0.16,<0.19'")
 
 
 def check_quantizable(config: Any, quantization: Quantization, key: str) -> None:

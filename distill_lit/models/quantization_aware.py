@@ -3,7 +3,7 @@ model will, while gradients reach the weights as if nothing had been rounded. Ja
 full-precision teacher, as LLM-QAT, Liu et al. 2023, 2305.17888.
 
 The weights that are trained, saved in checkpoints and resumed from are the unrounded ones. torchao's fake quantization
-rounds them; it is optional: `pip install distill-lit[int8]`.
+rounds them; it is optional (extra `int8`).
 """
 
 from __future__ import annotations

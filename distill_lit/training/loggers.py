@@ -27,7 +27,7 @@ def check_loggers(loggers: LoggerOptions) -> None:
             raise UserError(f"loggers: unknown logger {name!r}{suggest(name, LOGGER_CLASSES)}")
         package = LOGGER_PACKAGES.get(name)
         if options is not None and package and importlib.util.find_spec(package) is None:
-            raise UserError(f"loggers.{name}: package {package} is not installed; pip install 'distill-lit[{name}]'")
+            raise UserError(f"loggers.{name}: package {package} is not installed; pip install {package}")
         if options and name == "tensorboard" and options.get(AXIS_OPTION, AXES[0]) not in AXES:
             value = options[AXIS_OPTION]
             raise UserError(f"loggers.{name}.{AXIS_OPTION}: unknown value {value!r}{suggest(str(value), AXES)}")

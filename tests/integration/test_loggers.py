@@ -142,7 +142,7 @@ def test_a_logger_that_is_not_installed_is_one_line(name: str, monkeypatch: pyte
     config = load_experiment(ROOT / "experiments/quickstart.yaml", [f"loggers.{name}={{}}"])
     with pytest.raises(UserError) as error:
         check_experiment(config)
-    assert str(error.value) == f"loggers.{name}: package {name} is not installed; pip install 'distill-lit[{name}]'"
+    assert str(error.value) == f"loggers.{name}: package {name} is not installed; pip install {name}"
     config = load_experiment(ROOT / "experiments/quickstart.yaml", [f"loggers.{name}=null"])
     check_experiment(config)
 

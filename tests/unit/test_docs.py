@@ -69,6 +69,18 @@ def test_the_version_is_the_same_everywhere() -> None:
     assert f"\n## {version}\n" in (ROOT / "CHANGELOG.md").read_text()
 
 
+def test_messages_name_packages_and_versions_that_this_project_asks_for() -> None:
+    """`pip install` in a message: a version is that of pyproject.toml, and nothing is asked of this package's own name."""
+    project = (ROOT / "pyproject.toml").read_text()
+    named = [
+        quoted or plain
+        for path in PACKAGE.rglob("*.py")
+        for quoted, plain in re.findall(r"pip install (?:'([^'{]+)'|(\w[\w-]+))", path.read_text())
+    ]
+    assert len(named) > 5
+    assert [name for name in named if f'"{name}' not in project or name.startswith("distill-lit")] == []
+
+
 def test_package_docstrings_name_files_that_exist() -> None:
     for package in PACKAGE.rglob("__init__.py"):
         named = re.findall(r"\b(\w+\.py)\b", ast.get_docstring(ast.parse(package.read_text())) or "")

@@ -21,7 +21,7 @@ def add_parser(commands: CommandParsers) -> None:
         commands,
         "evaluate",
         "Evaluate a model folder or reference on lm-eval tasks.",
-        "distill-lit evaluate file:runs/quickstart/…/student tasks=[arc_easy,piqa] limit=200",
+        "distill-lit evaluate file:runs/quickstart/…/student 'tasks=[arc_easy,piqa]' limit=200",
         run,
     )
     parser.add_argument(

@@ -41,7 +41,7 @@ def check_slurm_config(slurm: SlurmConfig) -> None:
 def check_submitit() -> None:
     """Raises UserError where submitit is not installed."""
     if find_spec("submitit") is None:
-        raise UserError("launcher.engine: slurm needs submitit; pip install 'distill-lit[slurm]'")
+        raise UserError("launcher.engine: slurm needs submitit; pip install submitit")
 
 
 def check_cluster(config: ExperimentConfig, runs: Sequence[Run]) -> None:
