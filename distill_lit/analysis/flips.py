@@ -1,4 +1,4 @@
-"""Which answers changed between teacher and student: lost, gained, wrong both before and after."""
+"""Flips: answers that changed between teacher and student: lost, gained, wrong both before and after."""
 
 from dataclasses import dataclass
 

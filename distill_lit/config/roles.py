@@ -11,7 +11,7 @@ class Role(StrEnum):
     EXTERNAL = "external"  # an off-the-shelf model to compare with
     DERIVED = "derived"  # a model of `models`, or an earlier stage of a student
     UNTRAINED = "untrained"  # a student as it was initialized
-    CE_ONLY = "ce_only"  # a student trained without the teacher
+    CE_ONLY = "ce_only"  # a student trained without the teacher: the SFT baseline
     DISTILLED = "distilled"
     TEACHER_CACHE = "teacher_cache"  # the outputs of an offline teacher, written once
     GENERATED = "generated"  # a corpus that a teacher writes

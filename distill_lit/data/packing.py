@@ -1,4 +1,4 @@
-"""Documents → rows of fixed length, several to a row, none across rows unless longer than one."""
+"""Sequence packing: documents → rows of fixed length, several to a row, none across rows unless longer than one."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Which answers become training text: pure functions of one answer, or of all answers to one prompt."""
+"""Rejection sampling, which answers become training text: pure functions of one answer, or of all answers to a prompt."""
 
 import importlib.util
 import inspect

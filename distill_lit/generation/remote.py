@@ -1,4 +1,4 @@
-"""Answers from an OpenAI-compatible server: the black-box recipe, where only text comes back.
+"""Answers from an OpenAI-compatible server: black-box distillation, where only text comes back.
 
 Requests go out side by side, failed ones again after a pause; every reply is in the request log before the next is asked
 for.

@@ -39,8 +39,8 @@ def hidden_normalized(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def attention_kl(student: Tensor, teacher: Tensor) -> Tensor:
-    """KL(teacher ‖ student) of what each token attends to, mean over heads, nats. student, teacher: (N, H, T), rows that
-    sum to 1. (N,). Wang et al. 2020 (MiniLM), 2002.10957 eq. 5."""
+    """Attention transfer: KL(teacher ‖ student) of what each token attends to, mean over heads, nats. student, teacher:
+    (N, H, T), rows that sum to 1. (N,). Wang et al. 2020 (MiniLM), 2002.10957 eq. 5."""
     return (torch.xlogy(teacher, teacher) - teacher * student.clamp(min=FEATURE_LOSS_EPS).log()).sum(-1).mean(-1)
 
 
@@ -51,8 +51,8 @@ def attention_mse(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def relation_kl(student: Tensor, teacher: Tensor, num_relation_heads: int, attention_mask: Tensor) -> Tensor:
-    """KL(teacher ‖ student) of softmax(A Aᵀ / √d), mean over `num_relation_heads` relation heads into which the channels
-    are split.
+    """Relation distillation: KL(teacher ‖ student) of softmax(A Aᵀ / √d), mean over `num_relation_heads` relation heads
+    into which the channels are split.
 
     student: (B, T, D_s), teacher: (B, T, D_t): queries, keys or values of all heads side by side, before any rotation;
     attention_mask: (B, 1, T, T) bool, which tokens are related. (B, T) nats. Widths may differ, so no projector is needed.

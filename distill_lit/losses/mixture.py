@@ -1,4 +1,4 @@
-"""Several teachers as one target: a mixture of their distributions, token by token.
+"""Multi-teacher distillation, several teachers as one target: a mixture of their distributions, token by token.
 
     arithmetic   Σ w p           a mixture of distributions: what any teacher finds probable stays probable
     geometric    softmax(Σ w z)  averaged logits, a product of experts: what one teacher excludes is excluded

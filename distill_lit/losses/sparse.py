@@ -38,7 +38,7 @@ def truncated_kl(log_q: Tensor, teacher: Tensor | TopKTarget, k: int | None = No
 def top_k_tail_kl(log_q: Tensor, teacher: Tensor | TopKTarget, k: int | None = None) -> Tensor:
     """KL between p and q with all tokens but the teacher's k best in one bucket, at most the forward KL.
 
-    log_q: (N, V). Returns (N,) nats.
+    The bucket is the tail mass of each model. log_q: (N, V). Returns (N,) nats.
     """
     best_q, best_p = top_k_logprobs(log_q, teacher, k)
     return forward_kl(_with_tail(best_q), _with_tail(best_p))
@@ -47,7 +47,7 @@ def top_k_tail_kl(log_q: Tensor, teacher: Tensor | TopKTarget, k: int | None = N
 def sampled_kl(log_q: Tensor, teacher: Tensor | SampledTarget, num_samples: int = 64) -> Tensor:
     """Σ w (log p − log q) over draws from p: KL(p ‖ q) without bias, and 0 where q = p. Anshumann et al. 2025, 2503.16870.
 
-    log_q: (N, V). Returns (N,) nats; a single estimate can be negative.
+    The paper's random sampling of logits. log_q: (N, V). Returns (N,) nats; a single estimate can be negative.
     """
     ids, log_p, weights = sample_tokens(teacher, num_samples)
     return (weights * (log_p - log_q.gather(-1, ids))).sum(-1)

@@ -1,5 +1,6 @@
 """Models in fewer bits, by recipes of torchao: the teacher in int8, which every distilled student must beat, and students
-after their training. `quantization_aware` has the same recipes during training."""
+after their training. Weight-only recipes leave activations as they are. `quantization_aware` has the same recipes during
+training."""
 
 import importlib.util
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Students without a teacher: plain training, pruning alone, or text that a teacher wrote before."""
+"""Students without a teacher: plain training (SFT), pruning alone, or text that a teacher wrote before."""
 
 from distill_lit.config import TeacherConfig
 from distill_lit.teachers.base import Teacher, TeacherCapabilities, TeacherContext, TeacherSource

@@ -3,8 +3,8 @@ places.
 
 The documents of a batch are read under the teacher's prompt, packed into rows of their own, and the hidden state that
 predicts a token of a response is put where the student predicts the same token. What comes back has the shape of the
-student's batch, so losses and caches see no difference. On text that the student writes this is OPSD (2601.18734) and SDFT
-(2601.19897).
+student's batch, so losses and caches see no difference. Where the prompt holds privileged information, such as the
+solution, and the student writes the text, this is OPSD (2601.18734) and SDFT (2601.19897).
 """
 
 from typing import Any

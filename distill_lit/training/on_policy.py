@@ -1,4 +1,5 @@
-"""Batches that the student writes: it continues prompts of the corpora, the online teacher judges every token.
+"""Batches that the student writes: it continues prompts of the corpora, the online teacher judges every token. It is then
+trained on what it will read of its own when it writes, which is what exposure bias is about.
 
 Which losses are taken on them is the objective's business: any divergence (GKD, Agarwal et al. 2023, 2306.13649),
 reverse_kl or `policy_gradient_reverse_kl` (MiniLLM, Gu et al. 2023, 2306.08543), contrastive (DistiLLM-2, 2503.07067).

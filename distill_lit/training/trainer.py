@@ -70,7 +70,7 @@ class TrainingJob:
 
 
 def prepare_student(student: Any, config: TrainingConfig) -> None:
-    """Switches on what the config asks of the student: recomputed activations, a compiled backbone."""
+    """Switches on what the config asks of the student: activation (gradient) checkpointing, a compiled backbone."""
     if config.gradient_checkpointing:
         student.gradient_checkpointing_enable({"use_reentrant": False})
     if config.compile == "always":

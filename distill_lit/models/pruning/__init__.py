@@ -1,4 +1,4 @@
-"""Students cut out of a teacher: fewer layers (`depth`), narrower layers (`width`), chosen by measured `importance`."""
+"""Structured pruning of a teacher: depth pruning (`depth`), width pruning (`width`), by measured `importance`."""
 
 from distill_lit.models.pruning.calibration import calibration_inputs
 from distill_lit.models.pruning.depth import (

@@ -1,4 +1,4 @@
-"""A shallower student from a teacher: which layers to keep, and a model that has only these."""
+"""Depth pruning (layer dropping) of a teacher: which layers to keep, and a model that has only these."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""How much each channel, head and neuron is used on calibration text, and what norms need when channels are gone."""
+"""Importance scores of width pruning: how much each channel, head and neuron is used on calibration text, and what norms
+need when channels are gone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A narrower student from a teacher: fewer hidden channels, heads, key-value groups, feed-forward neurons.
+"""Width pruning of a teacher, a narrower student: fewer hidden channels, heads, key-value groups, feed-forward neurons.
 
 Heads and neurons are cut out exactly: a head or neuron that writes nothing can go without any change of the logits.
 The rotary width of a head never changes. Cutting hidden channels changes what norms divide by, and in Gemma the scale
