@@ -1,4 +1,4 @@
-"""The table of papers' terms: every key, value and file in it is there."""
+"""The tables of papers' terms and of other libraries' keys: every key, value and file in them is there."""
 
 import re
 from pathlib import Path
@@ -11,12 +11,19 @@ from distill_lit.config import load_experiment
 from distill_lit.config.json_schema import describe_fields
 from distill_lit.losses import FEATURE_LOSSES, LOGIT_LOSSES
 
-PAGE = ROOT / "docs/reference/paper_terms.md"
-ROWS = [row.strip("| \n").split(" | ") for row in PAGE.read_text().splitlines() if row.startswith("| ")][1:]
+
+def rows(page: str) -> list[list[str]]:
+    """The cells of all rows of a page's tables that are about keys."""
+    lines = [line.strip("| ").split(" | ") for line in (ROOT / page).read_text().splitlines() if line.startswith("| ")]
+    return [cells for cells in lines if cells[0] not in ("term", "there")]
+
+
+TERMS = rows("docs/reference/paper_terms.md")
+ELSEWHERE = [cells[:2] for cells in rows("docs/how_to/come_from_trl.md") if not cells[1].startswith(("where", "project"))]
 KINDS = LOGIT_LOSSES | FEATURE_LOSSES
 FIELDS = [field.key for field in describe_fields()]
-NO_KEYS = {"longtail.md", "calibration.png", "val_ce", "distill-lit scaling", "validation/draft_acceptance", "num_layers",
-           "student", "teacher", "from: teacher", "probe_bits_per_byte"}  # fmt: skip
+KEY = re.compile(r"(?:\w+\.)+\w+(?:: .+)?|(?:kind|options|stages|models|grid|loggers|seed|baselines)(?:: .+)?")
+NO_KEYS = {"longtail.md", "calibration.png"}
 EXPERIMENT = {
     "name": "terms",
     "teacher": {"model": "hf:org/name"},
@@ -26,17 +33,9 @@ EXPERIMENT = {
 }
 
 
-def test_rows_are_in_order_and_each_term_is_there_once() -> None:
-    terms = [row[0].lower() for row in ROWS]
-    assert len(terms) > 60 and terms == sorted(set(terms))
-
-
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0])
-def test_keys_values_and_files_are_there(row: list[str], tmp_path: Path) -> None:
-    _, keys, files = row
-    for name in re.findall(r"`([^`]+)`", files):
-        assert (ROOT / name).is_file() or (ROOT / "distill_lit" / name).is_file(), name
-    for text in set(re.findall(r"`([^`]+)`", keys)) - NO_KEYS:
+def check_keys(cell: str, folder: Path) -> None:
+    """Each key in a cell is one of an experiment, and takes the value that stands behind it."""
+    for text in filter(KEY.fullmatch, set(re.findall(r"`([^`]+)`", cell)) - NO_KEYS):
         key, _, value = text.partition(": ")
         if key == "kind":
             assert not value or value in KINDS
@@ -45,5 +44,23 @@ def test_keys_values_and_files_are_there(row: list[str], tmp_path: Path) -> None
         else:
             assert any(field == key or field.startswith(f"{key}.") for field in FIELDS), key
             if value:
-                (tmp_path / "terms.yaml").write_text(yaml.safe_dump(EXPERIMENT))
-                load_experiment(tmp_path / "terms.yaml", [f"{key.replace('NAME', 'one')}={value}"])
+                (folder / "terms.yaml").write_text(yaml.safe_dump(EXPERIMENT))
+                load_experiment(folder / "terms.yaml", [f"{key.replace('NAME', 'one')}={value}"])
+
+
+def test_terms_are_in_order_and_each_is_there_once() -> None:
+    terms = [row[0].lower() for row in TERMS]
+    assert len(terms) > 60 and terms == sorted(set(terms))
+
+
+@pytest.mark.parametrize("row", TERMS, ids=lambda row: row[0])
+def test_keys_values_and_files_of_terms_are_there(row: list[str], tmp_path: Path) -> None:
+    _, keys, files = row
+    check_keys(keys, tmp_path)
+    for name in re.findall(r"`([^`]+)`", files):
+        assert (ROOT / name).is_file() or (ROOT / "distill_lit" / name).is_file(), name
+
+
+@pytest.mark.parametrize("row", ELSEWHERE, ids=lambda row: row[0])
+def test_keys_beside_those_of_other_libraries_are_there(row: list[str], tmp_path: Path) -> None:
+    check_keys(row[1], tmp_path)
