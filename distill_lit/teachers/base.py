@@ -68,7 +68,7 @@ class HiddenStateTeacher(Teacher, Protocol):
 
 @runtime_checkable
 class PrefetchingTeacher(Teacher, Protocol):
-    """A teacher that takes time and no arithmetic here: it can begin with a batch before the student reads it."""
+    """A teacher that waits on I/O: it can begin with a batch before the student reads it."""
 
     def prefetch(self, batch: dict[str, Tensor]) -> None:
         """Begins with a batch of packed rows, and returns at once."""
