@@ -11,9 +11,20 @@ from distill_lit.cli.main import main
 from distill_lit.config import load_experiment
 from distill_lit.losses import FEATURE_LOSSES, LOGIT_LOSSES, PRESETS
 from distill_lit.teachers import teacher_sources
+from distill_lit.teachers.registry import TEACHER_SOURCES
 
-ABOUTS = {name: kind.about for kinds in (LOGIT_LOSSES, FEATURE_LOSSES, PRESETS) for name, kind in kinds.items()}
+SHIPPED_LOSSES = {name: one for name, one in LOGIT_LOSSES.items() if one.function.__module__.startswith("distill_lit.")}
+ABOUTS = {name: kind.about for kinds in (SHIPPED_LOSSES, FEATURE_LOSSES, PRESETS) for name, kind in kinds.items()}
 SOURCE = re.compile(r"\d{4}\.\d{4,5}|DistillKit")
+
+
+@pytest.fixture(autouse=True)
+def shipped_teachers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those alone, whatever other tests have registered."""
+    for name in [
+        name for name, source in TEACHER_SOURCES.items() if not type(source).__module__.startswith("distill_lit.")
+    ]:
+        monkeypatch.delitem(TEACHER_SOURCES, name)
 
 
 def listed(capsys: pytest.CaptureFixture[str], what: str) -> dict[str, str]:
