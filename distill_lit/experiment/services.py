@@ -24,7 +24,6 @@ from distill_lit.config import ServiceConfig, TeacherConfig
 from distill_lit.config.roles import Role
 from distill_lit.experiment.mixture import asked_teachers, with_teacher
 from distill_lit.experiment.planned_run import Run
-from distill_lit.losses import build_objective
 from distill_lit.teachers import teacher_capabilities
 from distill_lit.teachers.service import remove_endpoint, service_folder, write_endpoint
 from distill_lit.utils.exceptions import UserError, describe_exit_code
@@ -39,10 +38,11 @@ Note = Callable[[str], None]
 
 
 def asking_members(run: Run) -> list[TeacherConfig]:
-    """The teachers whose service a run asks: that whose cache it writes, or those that are asked while it trains."""
+    """The teachers whose service a run asks until it is built: that whose cache it writes, or those without a cache that a
+    student is compared with, which is validated whatever it learns from."""
     if run.role == Role.TEACHER_CACHE:
         return [with_teacher(run.config, run.teacher).teacher]
-    if not run.is_trained or not build_objective(run.config.objective.terms, "auto").needs_teacher:
+    if not run.student:
         return []
     return [one for one in asked_teachers(run.config).values() if not teacher_capabilities(one).needs_cache]
 

@@ -48,6 +48,7 @@ from distill_lit.models.vocabulary import load_unpadded_vocab_size
 from distill_lit.teachers import OnlineTeacher, ServedTeacher, TeacherServer, teacher_capabilities, teacher_source
 from distill_lit.teachers import server as asking
 from distill_lit.teachers.base import CachedTeacherSource, CacheRows, TeacherContext
+from distill_lit.teachers.served import ServedSource
 from distill_lit.teachers.service import read_endpoint, wait_for_service, write_endpoint
 from distill_lit.training.loss import DistillationLoss
 from distill_lit.utils.exceptions import UserError
@@ -602,9 +603,16 @@ def test_the_runs_that_need_a_service_are_those_that_ask_it(tmp_path: Path, tiny
     cache, student = plan_runs(load_experiment(file, [command]))
     ((service, names),) = needed_services([cache, student])
     assert (service.command, names) == ("serve --port {port}", {cache.name})
-    (live,) = plan_runs(load_experiment(file, [command, "teacher.server.live=true"]))
-    ((_, names),) = needed_services([live])
-    assert names == {live.name}
+    everyone = [command, "teacher.server.live=true", "baselines=[teacher,untrained,ce_only]"]
+    teacher, *students = plan_runs(load_experiment(file, everyone))
+    assert [run.role for run in students] == ["untrained", "ce_only", "distilled"]
+    ((_, names),) = needed_services([teacher, *students])  # all students are validated beside it
+    assert names == {run.name for run in students}
+    asked = list[TeacherConfig]()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ServedSource, "check_service", lambda _, config, folder: asked.append(config))
+        check_services(students, students[:1])
+    assert asked == [students[0].config.teacher]
 
 
 # ---------------------------------------------------------------- a real server
