@@ -156,7 +156,7 @@ def _end_orphan(service: ServiceConfig) -> None:
 
 
 def _process_path(service: ServiceConfig) -> Path:
-    return service_folder(service) / f"process-{socket.gethostname()}.json"
+    return service_folder(service) / "process.json"
 
 
 def _stop(process: "subprocess.Popen[bytes]") -> None:

@@ -49,7 +49,7 @@ from distill_lit.teachers import OnlineTeacher, ServedTeacher, TeacherServer, te
 from distill_lit.teachers import server as asking
 from distill_lit.teachers.base import CachedTeacherSource, CacheRows, TeacherContext
 from distill_lit.teachers.served import ServedSource
-from distill_lit.teachers.service import read_endpoint, wait_for_service, write_endpoint
+from distill_lit.teachers.service import read_endpoint, remove_endpoint, wait_for_service, write_endpoint
 from distill_lit.training.loss import DistillationLoss
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import read_json, write_json
@@ -595,6 +595,19 @@ def test_a_service_is_found_through_disk_also_after_it_has_moved(
         timer.join()
         assert len(scored(second)) == number_of_documents(batch[0])
     assert len(target.ids) == int(batch[1].sum())
+
+
+def test_machines_with_one_cache_have_services_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The address of each, on the loopback interface, leads nowhere from the other."""
+    service, hosts = ServiceConfig(command="serve --port {port}", port=8123), ("node1", "node2")
+    for host in hosts:
+        monkeypatch.setattr(services.socket, "gethostname", lambda host=host: host)
+        assert read_endpoint(service) == {}
+        write_endpoint(service, "ready", f"http://127.0.0.1:8123/v1?{host}")
+    for host in hosts:
+        monkeypatch.setattr(services.socket, "gethostname", lambda host=host: host)
+        assert wait_for_service(service).endswith(host)
+        remove_endpoint(service)
 
 
 def test_the_runs_that_need_a_service_are_those_that_ask_it(tmp_path: Path, tiny_teacher: Path, tiny_corpus: Path) -> None:
