@@ -6,7 +6,7 @@ machine. Whoever asks a server finds it through `teachers/service.py`.
 
 import contextlib
 import os
-import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -25,7 +25,7 @@ from distill_lit.config.roles import Role
 from distill_lit.experiment.mixture import asked_teachers, with_teacher
 from distill_lit.experiment.planned_run import Run
 from distill_lit.teachers import teacher_capabilities
-from distill_lit.teachers.service import remove_endpoint, service_folder, write_endpoint
+from distill_lit.teachers.service import remove_endpoint, service_folder, start_command, write_endpoint
 from distill_lit.utils.exceptions import UserError, describe_exit_code
 from distill_lit.utils.files import read_json, write_json
 from distill_lit.utils.processes import UNKNOWN_START, process_start
@@ -45,6 +45,21 @@ def asking_members(run: Run) -> list[TeacherConfig]:
     if not run.student:
         return []
     return [one for one in asked_teachers(run.config).values() if not teacher_capabilities(one).needs_cache]
+
+
+def check_service_starts(run: Run, service: ServiceConfig) -> None:
+    """Raises UserError where the launcher cannot start the server that a run asks; asked where runs are started."""
+    if not service.command:
+        return
+    elsewhere = "start it on a node of its own, and give its address"
+    if run.config.launcher.engine == "slurm":
+        raise UserError(f"teacher.server.service: a server beside the runs is for launcher.engine=local; {elsewhere}")
+    is_alone = run.config.training.nodes == 1
+    if not is_alone and run.role != Role.TEACHER_CACHE:  # which the first node alone writes
+        raise UserError(f"teacher.server.service: a server beside the runs answers its own machine alone; {elsewhere}")
+    program = start_command(service, service.port)[0]
+    if is_alone and shutil.which(program) is None:
+        raise UserError(f"teacher.server.service.command: there is no program {program!r} on this machine")
 
 
 def needed_services(runs: Sequence[Run]) -> list[tuple[ServiceConfig, set[str]]]:
@@ -119,13 +134,13 @@ def _run_once(
 ) -> str:
     """One life of the server; why it has ended, empty where it is not needed any more."""
     environment = {**os.environ, **({"CUDA_VISIBLE_DEVICES": service.devices} if service.devices else {})}
-    command = shlex.split(service.command.replace("{port}", str(port)))
+    command = start_command(service, port)
     try:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
         )
-    except OSError as error:
-        return f"cannot be started ({error.strerror})"
+    except (OSError, ValueError) as error:
+        return f"cannot be started ({error})"
     write_json(_process_path(service), {"pid": process.pid, "started": process_start(process.pid)})
     is_ready, deadline = False, time.monotonic() + service.start_timeout
     try:

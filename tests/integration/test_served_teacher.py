@@ -402,6 +402,11 @@ def test_how_many_log_probabilities_are_allowed_is_known_before(top_k: int, word
         ({"base_url": "http://gpu7:8000/v1"}, "unencrypted; use https"),
         ({"model": ""}, "teacher.server.model: a value is needed"),
         ({"budget": 1.0}, "teacher.server.budget: needs teacher.server.price"),
+        (
+            {"base_url": "", "service": ServiceConfig(command="vllm serve it's --port {port}")},
+            """teacher.server.service.command: no closing quotation in "vllm serve it's --port {port}"$""",
+        ),
+        ({"base_url": "", "service": ServiceConfig(command=" ", port=1)}, "service.command: it names no program"),
     ],
 )
 def test_what_cannot_be_is_refused_by_the_config(fields: dict[str, Any], words: str) -> None:
@@ -610,7 +615,9 @@ def test_machines_with_one_cache_have_services_of_their_own(monkeypatch: pytest.
         remove_endpoint(service)
 
 
-def test_the_runs_that_need_a_service_are_those_that_ask_it(tmp_path: Path, tiny_teacher: Path, tiny_corpus: Path) -> None:
+def test_the_runs_that_need_a_service_are_those_that_ask_it(
+    tmp_path: Path, tiny_teacher: Path, tiny_corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (file := tmp_path / "served.yaml").write_text(EXPERIMENT.format(teacher=tiny_teacher, corpus=tiny_corpus, url=""))
     command = "teacher.server.service.command=serve --port {port}"
     cache, student = plan_runs(load_experiment(file, [command]))
@@ -621,10 +628,16 @@ def test_the_runs_that_need_a_service_are_those_that_ask_it(tmp_path: Path, tiny
     assert [run.role for run in students] == ["untrained", "ce_only", "distilled"]
     ((_, names),) = needed_services([teacher, *students])  # all students are validated beside it
     assert names == {run.name for run in students}
+    with pytest.raises(UserError, match="service.command: there is no program 'serve' on this machine"):
+        check_services(students, students[1:2])
+    for change, words in (("launcher.engine=slurm", "is for launcher.engine=local"), ("training.nodes=2", "its own machine")):
+        elsewhere = plan_runs(load_experiment(file, [*everyone, change]))
+        with pytest.raises(UserError, match=words):
+            check_services(elsewhere, elsewhere)
+    monkeypatch.setattr(services.shutil, "which", lambda name: f"/bin/{name}")
     asked = list[TeacherConfig]()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ServedSource, "check_service", lambda _, config, folder: asked.append(config))
-        check_services(students, students[:1])
+    monkeypatch.setattr(ServedSource, "check_service", lambda _, config, folder: asked.append(config))
+    check_services(students, students[:1])
     assert asked == [students[0].config.teacher]
 
 
