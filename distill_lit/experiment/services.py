@@ -22,6 +22,7 @@ from filelock import FileLock, Timeout
 
 from distill_lit.config import ServiceConfig, TeacherConfig
 from distill_lit.config.roles import Role
+from distill_lit.experiment.completion import is_run_built
 from distill_lit.experiment.mixture import asked_teachers, with_teacher
 from distill_lit.experiment.planned_run import Run
 from distill_lit.teachers import teacher_capabilities
@@ -62,21 +63,26 @@ def check_service_starts(run: Run, service: ServiceConfig) -> None:
         raise UserError(f"teacher.server.service.command: there is no program {program!r} on this machine")
 
 
-def needed_services(runs: Sequence[Run]) -> list[tuple[ServiceConfig, set[str]]]:
-    """The services that these runs ask, each with the names of the runs."""
+def needed_services(runs: Sequence[Run], folder: Path) -> list[tuple[ServiceConfig, set[str]]]:
+    """The services that these runs ask, each with the names of the runs: of those that are not built, for evaluations ask
+    none. folder: of all runs."""
     found: dict[str, tuple[ServiceConfig, set[str]]] = {}
     for run in runs:
-        for member in asking_members(run):
-            if (service := member.server.service).command:
+        asked = [member.server.service for member in asking_members(run) if member.server.service.command]
+        if asked and not is_run_built(run, folder / run.name):
+            for service in asked:
                 found.setdefault(str(service_folder(service)), (service, set()))[1].add(run.name)
     return list(found.values())
 
 
 @contextlib.contextmanager
-def services_beside(runs: Sequence[Run], pending: Callable[[], Collection[str]], note: Note) -> Iterator[None]:
-    """Inside, the services that `runs` ask are there, as long as one of those runs is among `pending` ones (names)."""
+def services_beside(
+    runs: Sequence[Run], folder: Path, pending: Callable[[], Collection[str]], note: Note
+) -> Iterator[None]:
+    """Inside, the services that `runs` ask are there, as long as one of those runs is among `pending` ones (names).
+    folder: of all runs."""
     ended, threads = threading.Event(), []
-    for service, names in needed_services(runs):
+    for service, names in needed_services(runs, folder):
 
         def is_needed(names: set[str] = names) -> bool:
             return not ended.is_set() and bool(names.intersection(pending()))

@@ -19,8 +19,8 @@ POLL_SECONDS = 0.5
 
 
 def service_folder(service: ServiceConfig) -> Path:
-    """Where the log of a service is, and the file that says where it is found. One service for all of this machine that want
-    the same: its address leads nowhere from another one, which may have the same cache."""
+    """Where the log of a service is, and the file that says where it is found. One service for all of this machine that
+    want the same: its address leads nowhere from another one, which may have the same cache."""
     return cache_root() / "services" / socket.gethostname() / fingerprint([service.command, service.port, service.devices])
 
 

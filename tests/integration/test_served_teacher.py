@@ -621,16 +621,26 @@ def test_the_runs_that_need_a_service_are_those_that_ask_it(
     (file := tmp_path / "served.yaml").write_text(EXPERIMENT.format(teacher=tiny_teacher, corpus=tiny_corpus, url=""))
     command = "teacher.server.service.command=serve --port {port}"
     cache, student = plan_runs(load_experiment(file, [command]))
-    ((service, names),) = needed_services([cache, student])
+    ((service, names),) = needed_services([cache, student], tmp_path)
     assert (service.command, names) == ("serve --port {port}", {cache.name})
     everyone = [command, "teacher.server.live=true", "baselines=[teacher,untrained,ce_only]"]
     teacher, *students = plan_runs(load_experiment(file, everyone))
     assert [run.role for run in students] == ["untrained", "ce_only", "distilled"]
-    ((_, names),) = needed_services([teacher, *students])  # all students are validated beside it
+    ((_, names),) = needed_services([teacher, *students], tmp_path)  # all students are validated beside it
     assert names == {run.name for run in students}
+    built = set[str]()
+    monkeypatch.setattr(services, "is_run_built", lambda run, folder: folder == tmp_path / run.name and run.name in built)
+    built |= {run.name for run in students[1:]}  # and left to be evaluated, as after a change of the tasks
+    ((_, names),) = needed_services([teacher, *students], tmp_path)
+    assert names == {students[0].name}
+    built.add(students[0].name)
+    assert needed_services([teacher, *students], tmp_path) == []
     with pytest.raises(UserError, match="service.command: there is no program 'serve' on this machine"):
         check_services(students, students[1:2])
-    for change, words in (("launcher.engine=slurm", "is for launcher.engine=local"), ("training.nodes=2", "its own machine")):
+    for change, words in (
+        ("launcher.engine=slurm", "is for launcher.engine=local"),
+        ("training.nodes=2", "its own machine"),
+    ):
         elsewhere = plan_runs(load_experiment(file, [*everyone, change]))
         with pytest.raises(UserError, match=words):
             check_services(elsewhere, elsewhere)
