@@ -175,7 +175,7 @@ def _teacher_validation_flops(run: Run, architectures: Architectures, student: M
     teachers that do not change."""
     if not run.student:
         return 0.0
-    backbones, lm_heads = teacher_pass_flops(run, architectures, student)
+    backbones, lm_heads = teacher_pass_flops(run, architectures, student, is_held_out=True)
     follows = any(teacher_capabilities(fields).follows_student for fields in asked_teachers(run.config).values())
     read = validated if follows else min(validated, _held_out_tokens(run.config))
     return backbones * read + lm_heads * validated
@@ -278,17 +278,21 @@ def training_tokens(config: ExperimentConfig) -> int:
     return optimizer_steps(config.training, config.data.sequence_length) * per_step
 
 
-def teacher_pass_flops(run: Run, architectures: Architectures, student: ModelSize) -> tuple[float, float]:
-    """(of their backbones, of their lm_heads): forward arithmetic of all teachers per training token; of several as if each
-    read every row."""
+def teacher_pass_flops(
+    run: Run, architectures: Architectures, student: ModelSize, is_held_out: bool = False
+) -> tuple[float, float]:
+    """(of their backbones, of their lm_heads): forward arithmetic of all teachers per training token, or per held-out one,
+    on which students are compared with them that do not learn from them; of several as if each read every row."""
     config, backbones, lm_heads = run.config, 0.0, 0.0
-    if not build_objective(config.objective.terms, config.objective.temperature_scaling).needs_teacher:
+    objective = build_objective(config.objective.terms, config.objective.temperature_scaling)
+    if not (is_held_out or objective.needs_teacher):
         return 0.0, 0.0
     for fields in asked_teachers(config).values():
         able = teacher_capabilities(fields)
         size = student if able.copies_student else architectures.of(fields.model, run).size
-        if able.runs_beside_student:
+        is_read = able.runs_beside_student if is_held_out else able.reads_training_rows
+        if is_read:
             backbones += size.flops_per_token(head=False) * _teacher_tokens_per_token(run, architectures)
-        if able.runs_beside_student or (able.needs_model and able.target_form == "dense"):
+        if is_read or (able.keeps_lm_head and (is_held_out or able.target_form == "dense")):
             lm_heads += 2.0 * size.lm_head_parameters  # of what the student reads too, not of a prompt
     return backbones, lm_heads

@@ -66,14 +66,15 @@ def why_not_sharded(config: ExperimentConfig, objective: Objective, student: str
     ):
         if value:
             return name
-    return _why_teacher_not_sharded(config, objective)
+    return _why_teacher_not_sharded(config)
 
 
-def _why_teacher_not_sharded(config: ExperimentConfig, objective: Objective) -> str:
+def _why_teacher_not_sharded(config: ExperimentConfig) -> str:
+    """Of the teacher that a student is validated beside, whatever it learns from."""
     able = teacher_capabilities(config.teacher)
-    if objective.needs_teacher and able.runs_beside_student and not able.is_shardable:
+    if able.runs_beside_student and not able.is_shardable:
         return f"teacher.source {config.teacher.source}"
-    if objective.needs_teacher and able.needs_model and config.teacher.quantize != "none":
+    if able.needs_model and config.teacher.quantize != "none":
         return f"teacher.quantize {config.teacher.quantize}: rounded weights are not cut"
     return ""
 

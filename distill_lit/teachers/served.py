@@ -138,6 +138,8 @@ class ServedSource(CachedTeacherSource):
             max_target_tokens=max(config.top_k, 0),
             needs_model=config.server.local_validation,
             needs_cache=not config.server.live,
+            keeps_lm_head=_gives_states(config),
+            reads_held_out_rows=config.server.local_validation,
             scores_student_text=config.server.live,
         )
 

@@ -34,6 +34,7 @@ FSDP = ["training.strategy=fsdp", "training.devices=2"]
         ([*FSDP, "training.compile=always"], "training.compile"),
         ([*FSDP, "teacher.source=ema"], "teacher.source ema"),
         ([*FSDP, "teacher.quantize=int8"], "teacher.quantize int8"),
+        ([*FSDP, "teacher.quantize=int8", "objective={terms: {ce: {}}}"], "teacher.quantize int8"),
         ([*FSDP, "students.deep.quantization_aware=int4"], "students.deep.quantization_aware"),
         (["teacher.source=self", "teacher.quantize=int8"], "teacher.quantize"),
         (["launcher.teacher_device=auto", "teacher.source=online"], "launcher.teacher_device: auto"),
@@ -109,6 +110,13 @@ def test_auto_shards_what_does_not_fit(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(strategy.hardware, "device_memory", lambda *_: memory.total - 1)
     assert strategy.with_strategy(run).config.training.strategy == "fsdp"
     assert "two-seed=0 needs" in strategy.fit_line(run, memory, architectures)
+    plain = pipelines.plan(file, "training.devices=2", "baselines=[ce_only]")["two-ce_only-seed=0"]
+    beside = estimate_memory(plain, architectures).teacher
+    assert beside > 4 * architectures.teacher(plain).size.parameters  # it is validated beside the whole teacher
+    monkeypatch.setattr(strategy.hardware, "device_memory", lambda *_: (memory.total - beside) / 0.9 + 1)
+    assert strategy.with_strategy(plain).config.training.strategy == "fsdp"
+    monkeypatch.setattr(strategy.hardware, "device_memory", lambda *_: memory.total / 0.9 + 1)
+    assert strategy.with_strategy(plain).config.training.strategy == "ddp"
     alone = pipelines.plan(file)["two-seed=0"]
     assert strategy.with_strategy(alone).config.training.strategy == "auto"
 
