@@ -183,6 +183,28 @@ def test_totals_hold_one_peak_at_a_time() -> None:
     assert estimate.sum_estimates([]).peak_disk_bytes == 0
 
 
+def test_checkpoints_of_all_workers_are_on_the_disk_at_once(
+    tmp_path: Path, tiny_teacher: Path, tiny_corpus: Path, monkeypatch: pytest.MonkeyPatch, machine: list[int]
+) -> None:
+    """Three students of 10, 20 and 40 bytes beside checkpoints of 1, 2 and 4 bytes, which go with the end of each."""
+    seeds = "grid={seed: [0, 1, 2]}"
+    for workers, checkpoints in ((1, 4), (2, 4 + 2), (8, 4 + 2 + 1)):
+        changes = (seeds, "teacher.source=none", f"launcher.workers={workers}")
+        runs = plan_runs(load(tmp_path, tiny_teacher, tiny_corpus, *changes))
+        sizes = dict(zip([run.name for run in runs], (1, 2, 4), strict=True))
+        known = {name: Estimate(0, 0.0, 10 * size, 11 * size, 0.0) for name, size in sizes.items()}
+        monkeypatch.setattr(estimate, "disk_free", lambda _, room=70 + checkpoints: room)
+        require_disk_space(known, runs, tmp_path / "runs")
+        monkeypatch.setattr(estimate, "disk_free", lambda _, room=70 + checkpoints: room - 1)
+        with pytest.raises(UserError, match="will write about"):
+            require_disk_space(known, runs, tmp_path / "runs")
+    kept = load(tmp_path, tiny_teacher, tiny_corpus, "teacher.source=none", "training.keep_checkpoints=true")
+    (run,) = plan_runs(kept)
+    found = estimate_runs([run])[run.name]
+    assert found is not None
+    assert found.disk_bytes == found.peak_disk_bytes == Architectures([run]).student(run).size.parameters * (4 + 2 * 12)
+
+
 # ---------------------------------------------------------------- minutes and memory, by hand
 
 SPEED = Calibration({"float32": 1e6, "bfloat16": 4e6}, {"float32": 5e5, "bfloat16": 1e6}, 1e5, True)
