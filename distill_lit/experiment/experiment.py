@@ -22,7 +22,7 @@ from distill_lit.experiment.planned_run import Run
 from distill_lit.experiment.precision import has_auto, resolve_auto
 from distill_lit.experiment.remembered_checks import remembered_notes
 from distill_lit.experiment.run_references import has_run_references, resolve_run_references
-from distill_lit.experiment.validation import check_experiment, check_workers, untestable_at_points
+from distill_lit.experiment.validation import check_experiment, check_gpus, untestable_at_points
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import write_json
 from distill_lit.utils.plugins import load_plugins
@@ -150,7 +150,6 @@ class Experiment:
         """Raises UserError for anything that can be known to be wrong before a model or a data set is touched."""
         load_plugins(self.config.plugins)
         check_experiment(self.config, self.points)
-        check_workers(self.config, lambda: len(self.runs))
 
     def check_hypotheses(self, path: Path, overrides: Sequence[str]) -> None:
         """Raises UserError for a hypothesis of the file that no model could decide, but where overrides are why."""
@@ -196,20 +195,31 @@ class Experiment:
             self.__dict__.pop(name, None)
         self._estimates.clear()
 
-    def prepare(self) -> None:
-        """Has all assets here and compares them with the config. Raises UserError for what does not fit, or where a
-        server is still to be asked and its key is not in the environment."""
+    def check_gpus(self, runs: Sequence[Run]) -> None:
+        """Raises UserError where this machine has too few GPUs for what is not done of these runs."""
+        from distill_lit.experiment.completion import is_run_complete
+
+        check_gpus(self.config.launcher, runs, lambda run: is_run_complete(run, self.folder_of(run)))
+
+    def prepare(self, roles: Collection[Role] = ()) -> None:
+        """Has all assets here and compares them with the config. roles: as of `launch`.
+
+        Raises UserError for what does not fit, where a server is still to be asked by what is launched and its key is not
+        in the environment, or where there are too few GPUs.
+        """
         from distill_lit.experiment.completion import is_run_built
         from distill_lit.experiment.run import check_sources_unchanged
         from distill_lit.generation.corpus import check_api_keys
 
-        for run in self.runs:
+        launched = self.runs_with_dependencies(roles)
+        self.check_gpus(launched)
+        for run in launched:
             if run.role == Role.GENERATED and not is_run_built(run, self.folder_of(run)):
                 check_api_keys(run.config.data)
         for reference in self.required_assets:
             assets.fetch(reference)
         self.notes = [*check_against_teacher(self.runs), *check_models(self.config, self.runs)]
-        check_services(self.runs, (run for run in self.runs if not is_run_built(run, self.folder_of(run))))
+        check_services(self.runs, (run for run in launched if not is_run_built(run, self.folder_of(run))))
         check_sources_unchanged(self.runs, self.runs_folder)
 
     def launch(

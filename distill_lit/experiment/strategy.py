@@ -42,13 +42,6 @@ def check_strategy(config: ExperimentConfig, objective: Objective, student: str)
         raise UserError(f"training.strategy: fsdp cannot be with {reason}; take ddp")
 
 
-def check_devices(config: ExperimentConfig) -> None:
-    """Raises UserError where a training asks for more GPUs than this machine has."""
-    count = hardware.num_gpus() if hardware.device_for(config.training.accelerator).type == "cuda" else 0
-    if count and config.training.devices > count:
-        raise UserError(f"training.devices: {config.training.devices} GPUs of a node are asked for, and {count} are here")
-
-
 def why_not_sharded(config: ExperimentConfig, objective: Objective, student: str) -> str:
     """What of a config needs a student or teacher that is whole; empty where both can be sharded."""
     for term in objective.feature_terms:

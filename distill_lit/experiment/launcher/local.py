@@ -125,7 +125,7 @@ class LocalLauncher:
         self.inbox: queue.Queue[Any] = queue.Queue()
         self.count = min(config.launcher.workers, len(todo))
         self.threads = threads_per_worker(config.launcher.threads_per_worker, self.count)
-        self.gpus = share_gpus(config, self.count, visible_gpus())
+        self.gpus = share_gpus(config.launcher, todo, visible_gpus())
         self.gpu_share = config.launcher.workers_per_gpu if self.gpus else 1
         self.began = time.time()
         self.pending = {run.name for run in todo}

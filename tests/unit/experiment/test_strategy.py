@@ -13,7 +13,6 @@ from distill_lit.experiment.architectures import Architectures
 from distill_lit.experiment.memory_estimate import estimate_memory
 from distill_lit.experiment.plan import plan_runs
 from distill_lit.experiment.validation import check_experiment
-from distill_lit.utils import hardware
 from distill_lit.utils.distributed.node import ONLY_NODE, Node, node_from_environment
 from distill_lit.utils.exceptions import UserError
 
@@ -46,14 +45,6 @@ def test_what_cannot_be_spread_is_refused_before_anything_is_loaded(changes: lis
         check_experiment(load_experiment(QUICKSTART, changes))
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
-
-
-def test_more_gpus_than_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hardware, "num_gpus", lambda: 2)
-    monkeypatch.setattr(strategy.hardware, "device_for", lambda *_: type("Device", (), {"type": "cuda"}))
-    strategy.check_devices(load_experiment(QUICKSTART, ["training.devices=2"]))
-    with pytest.raises(UserError, match="3 GPUs of a node are asked for, and 2 are here"):
-        strategy.check_devices(load_experiment(QUICKSTART, ["training.devices=3"]))
 
 
 def test_nodes_count_like_devices_and_the_strategy_decides_nothing() -> None:
