@@ -19,7 +19,7 @@ from distill_lit.experiment.grid import GridPoint, expand_points
 from distill_lit.experiment.model_checks import check_against_teacher, check_models, check_services
 from distill_lit.experiment.plan import plan_runs
 from distill_lit.experiment.planned_run import Run
-from distill_lit.experiment.precision import has_auto, resolve_auto
+from distill_lit.experiment.precision import Dtypes, LocalDtypes, has_auto, resolve_auto
 from distill_lit.experiment.remembered_checks import remembered_notes
 from distill_lit.experiment.run_references import has_run_references, resolve_run_references
 from distill_lit.experiment.validation import check_experiment, check_gpus, untestable_at_points
@@ -108,20 +108,29 @@ class Experiment:
         return self.resolve(self.config)
 
     @cached_property
+    def _local_dtypes(self) -> LocalDtypes:
+        return LocalDtypes(self.runs_folder)
+
+    @cached_property
     def _cluster_dtypes(self) -> "ClusterDtypes":
         from distill_lit.experiment.launcher.slurm.node import ClusterDtypes
 
         return ClusterDtypes(self.runs_folder.resolve())
 
+    @property
+    def _dtypes(self) -> Dtypes:
+        """Of the machines that do the work."""
+        return self._cluster_dtypes if self.config.launcher.engine == "slurm" else self._local_dtypes
+
     def resolve(self, config: ExperimentConfig) -> ExperimentConfig:
         """A config with every `auto` that can change a result replaced by the choice of the machine that does the work."""
-        return resolve_auto(config, self._cluster_dtypes)
+        return resolve_auto(config, self._dtypes)
 
     @cached_property
     def runs(self) -> list[Run]:
         """All runs, in the order they are run."""
         load_plugins(self.config.plugins)
-        return plan_runs(self.config, self.points, self._cluster_dtypes)
+        return plan_runs(self.config, self.points, self._dtypes)
 
     @property
     def models(self) -> list[Run]:
@@ -238,6 +247,8 @@ class Experiment:
         runs = self.runs_with_dependencies(roles)
         require_disk_space(estimates, runs, self.runs_folder)
         folder = self.runs_folder.resolve()
+        if self.config.launcher.engine == "local":
+            self._local_dtypes.keep()
         self.declare_hypotheses()
         if self.notes or self.notes_path.is_file():  # for a report that another process draws
             write_json(self.notes_path, self.notes)
