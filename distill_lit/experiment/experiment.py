@@ -21,7 +21,7 @@ from distill_lit.experiment.plan import plan_runs
 from distill_lit.experiment.planned_run import Run
 from distill_lit.experiment.precision import Dtypes, LocalDtypes, has_auto, resolve_auto
 from distill_lit.experiment.remembered_checks import remembered_notes
-from distill_lit.experiment.run_references import has_run_references, resolve_run_references
+from distill_lit.experiment.run_references import RunReferences, has_run_references
 from distill_lit.experiment.validation import check_experiment, check_gpus, untestable_at_points
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import write_json
@@ -100,7 +100,7 @@ class Experiment:
         points = expand_points(self.config)
         if not has_run_references(self.config):
             return points
-        return [point.map_configs(lambda config: resolve_run_references(config, self.root)) for point in points]
+        return [point.map_configs(RunReferences(self.root).resolve) for point in points]
 
     @cached_property
     def resolved_config(self) -> ExperimentConfig:
@@ -130,7 +130,11 @@ class Experiment:
     def runs(self) -> list[Run]:
         """All runs, in the order they are run."""
         load_plugins(self.config.plugins)
-        return plan_runs(self.config, self.points, self._dtypes)
+        if not has_run_references(self.config):
+            return plan_runs(self.config, self.points, self._dtypes)
+        references = RunReferences(self.root)
+        identified = [point.map_configs(references.identify) for point in expand_points(self.config)]
+        return [references.place(run) for run in plan_runs(self.config, identified, self._dtypes)]
 
     @property
     def models(self) -> list[Run]:
