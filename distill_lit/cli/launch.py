@@ -34,7 +34,7 @@ def launch_role(experiment: Experiment, role: Role, missing: str, console: Conso
     if all(run.role != role for run in experiment.runs):
         raise UserError(f"{experiment.name}: nothing to write, since it needs {missing}")
     experiment.measure_cluster()
-    experiment.prepare()
+    experiment.prepare([role])
     try:
         failed = launch(experiment, console, role)
     except Terminated as stop:

@@ -18,6 +18,7 @@ from distill_lit.experiment.memory_estimate import MEMORY_PARTS, Memory
 from distill_lit.experiment.pace import WORKER_SECONDS, makespan, num_workers
 from distill_lit.experiment.planned_run import Run
 from distill_lit.experiment.strategy import fit_line
+from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.hardware import BUSY_LOAD, load_per_core
 
 Planned = list[tuple[Run, Estimate | None]]
@@ -35,6 +36,8 @@ def print_plan(experiment: Experiment, planned: Planned, console: Console) -> No
         console.print(f"note: {note}", style="yellow", highlight=False, markup=False, soft_wrap=True)
     for problem in untestable_hypotheses(experiment.config).values():
         console.print(f"not to be tested: {problem}", style="yellow", highlight=False, markup=False, soft_wrap=True)
+    for line in gpu_lines(experiment, [run for run, _ in planned]):
+        console.print(line, style="yellow", highlight=False, markup=False, soft_wrap=True)
     for reference in experiment.required_assets:
         if not assets.is_fetched(reference):
             size = assets.download_megabytes(reference)
@@ -137,6 +140,15 @@ def fit_lines(planned: Planned) -> list[str]:
         if estimate is not None and (run.role, estimate.memory) not in lines:
             lines[run.role, estimate.memory] = fit_line(run, estimate.memory, architectures)
     return [line for line in lines.values() if line]
+
+
+def gpu_lines(experiment: Experiment, runs: Sequence[Run]) -> list[str]:
+    """What these runs would be refused for on this machine."""
+    try:
+        experiment.check_gpus(runs)
+    except UserError as error:
+        return [str(error)]
+    return []
 
 
 def time_lines(planned: Planned, load: float) -> list[str]:

@@ -127,7 +127,7 @@ def _backbone_work(run: Run, architectures: Architectures, pace: Pace) -> Backbo
     tokens = training_tokens(config)
     student_flops = 3 * student.flops_per_token(head=False) * tokens
     able = teacher_capabilities(config.teacher)
-    is_compiled = able.runs_beside_student and able.shares_tokenizer and not able.copies_student
+    is_compiled = able.reads_training_rows and able.shares_tokenizer and not able.copies_student
     teacher_flops = teacher_pass_flops(run, architectures, student)[0] * tokens if is_compiled else 0.0
     return BackboneWork(
         pace.training(student_flops, config.training.precision),

@@ -16,7 +16,7 @@ from distill_lit.experiment.completion import is_run_built
 from distill_lit.experiment.evaluation_estimate import DEFAULT_TASK_DOCUMENTS, TOKENS_PER_DOCUMENT, EvaluationWork
 from distill_lit.experiment.memory_estimate import Memory, estimate_memory, largest
 from distill_lit.experiment.mixture import asked_teachers, with_teacher
-from distill_lit.experiment.pace import BUILD_SECONDS, EXPORT_SECONDS, START_SECONDS, TASK_SECONDS, Pace
+from distill_lit.experiment.pace import BUILD_SECONDS, EXPORT_SECONDS, START_SECONDS, TASK_SECONDS, Pace, num_workers
 from distill_lit.experiment.planned_run import Run
 from distill_lit.experiment.strategy import with_strategy
 from distill_lit.losses import build_objective
@@ -45,10 +45,10 @@ class Estimate:
     parts: Mapping[str, float] = field(default_factory=dict)
 
 
-def sum_estimates(estimates: list[Estimate]) -> Estimate:
-    """Of runs that run one after the other."""
+def sum_estimates(estimates: list[Estimate], workers: int = 1) -> Estimate:
+    """Of runs of which so many are at work at a time; memory is that of one."""
     size = sum(e.disk_bytes for e in estimates)
-    peak = size + max((e.peak_disk_bytes - e.disk_bytes for e in estimates), default=0)
+    peak = size + sum(sorted((e.peak_disk_bytes - e.disk_bytes for e in estimates), reverse=True)[:workers])
     parts: dict[str, float] = {}
     for name, minutes in (item for e in estimates for item in e.parts.items()):
         parts[name] = parts.get(name, 0.0) + minutes
@@ -100,12 +100,14 @@ def _full_disks(
     estimates: Mapping[str, Estimate | None], runs: list[Run], runs_dir: Path, cache: Path
 ) -> list[tuple[Path, int, int]]:
     """[(folder, bytes needed on its disk, bytes free)] where there are too few."""
-    needs: dict[int, int] = defaultdict(int)
-    for place, in_cache in ((runs_dir, False), (cache, True)):
-        every = [estimates[run.name] for run in runs if (not run.is_model) is in_cache]
-        needs[filesystem_id(place)] += sum_estimates([e for e in every if e is not None]).peak_disk_bytes
-    places = {filesystem_id(place): place for place in (cache, runs_dir)}
-    found = [(place, needs[disk], disk_free(place)) for disk, place in places.items()]
+    written: dict[int, list[Estimate]] = defaultdict(list)
+    disks = {place: filesystem_id(place) for place in (cache, runs_dir)}
+    for run in runs:
+        if (estimate := estimates[run.name]) is not None:
+            written[disks[runs_dir if run.is_model else cache]].append(estimate)
+    needs = {disk: sum_estimates(of_disk, num_workers(runs)).peak_disk_bytes for disk, of_disk in written.items()}
+    places = {disk: place for place, disk in disks.items()}
+    found = [(place, needs.get(disk, 0), disk_free(place)) for disk, place in places.items()]
     return [(place, needed, free) for place, needed, free in found if needed > free]
 
 
@@ -135,10 +137,11 @@ def _estimate_model(run: Run, architectures: Architectures, pace: Pace) -> Estim
     }
     weights = student.parameters * (MASTER if run.student else 2 if run.role == Role.QUANTIZED else 0)
     average = MASTER if teacher_capabilities(config.teacher).follows_student else 0
-    peak = weights + (2 * student.parameters * (CHECKPOINT_BYTES + average) if tokens else 0)
+    checkpoints = 2 * student.parameters * (CHECKPOINT_BYTES + average) if tokens else 0
+    size = weights + (checkpoints if config.training.keep_checkpoints else 0)
     flops = read + answered + written + (3 + recomputed) * forward * tokens + forward * validated
     flops += teacher_flops * tokens + teacher_validation
-    return Estimate(tokens, flops, weights, peak, *_minutes(seconds))
+    return Estimate(tokens, flops, size, weights + checkpoints, *_minutes(seconds))
 
 
 def _reading_flops(run: Run, work: EvaluationWork, forward: float, architectures: Architectures) -> float:
@@ -175,7 +178,7 @@ def _teacher_validation_flops(run: Run, architectures: Architectures, student: M
     teachers that do not change."""
     if not run.student:
         return 0.0
-    backbones, lm_heads = teacher_pass_flops(run, architectures, student)
+    backbones, lm_heads = teacher_pass_flops(run, architectures, student, is_held_out=True)
     follows = any(teacher_capabilities(fields).follows_student for fields in asked_teachers(run.config).values())
     read = validated if follows else min(validated, _held_out_tokens(run.config))
     return backbones * read + lm_heads * validated
@@ -278,17 +281,21 @@ def training_tokens(config: ExperimentConfig) -> int:
     return optimizer_steps(config.training, config.data.sequence_length) * per_step
 
 
-def teacher_pass_flops(run: Run, architectures: Architectures, student: ModelSize) -> tuple[float, float]:
-    """(of their backbones, of their lm_heads): forward arithmetic of all teachers per training token; of several as if each
-    read every row."""
+def teacher_pass_flops(
+    run: Run, architectures: Architectures, student: ModelSize, is_held_out: bool = False
+) -> tuple[float, float]:
+    """(of their backbones, of their lm_heads): forward arithmetic of all teachers per training token, or per held-out one,
+    on which students are compared with them that do not learn from them; of several as if each read every row."""
     config, backbones, lm_heads = run.config, 0.0, 0.0
-    if not build_objective(config.objective.terms, config.objective.temperature_scaling).needs_teacher:
+    objective = build_objective(config.objective.terms, config.objective.temperature_scaling)
+    if not (is_held_out or objective.needs_teacher):
         return 0.0, 0.0
     for fields in asked_teachers(config).values():
         able = teacher_capabilities(fields)
         size = student if able.copies_student else architectures.of(fields.model, run).size
-        if able.runs_beside_student:
+        is_read = able.runs_beside_student if is_held_out else able.reads_training_rows
+        if is_read:
             backbones += size.flops_per_token(head=False) * _teacher_tokens_per_token(run, architectures)
-        if able.runs_beside_student or (able.needs_model and able.target_form == "dense"):
+        if is_read or (able.keeps_lm_head and (is_held_out or able.target_form == "dense")):
             lm_heads += 2.0 * size.lm_head_parameters  # of what the student reads too, not of a prompt
     return backbones, lm_heads

@@ -19,10 +19,10 @@ from distill_lit.experiment.grid import GridPoint, expand_points
 from distill_lit.experiment.model_checks import check_against_teacher, check_models, check_services
 from distill_lit.experiment.plan import plan_runs
 from distill_lit.experiment.planned_run import Run
-from distill_lit.experiment.precision import has_auto, resolve_auto
+from distill_lit.experiment.precision import Dtypes, LocalDtypes, has_auto, resolve_auto
 from distill_lit.experiment.remembered_checks import remembered_notes
-from distill_lit.experiment.run_references import has_run_references, resolve_run_references
-from distill_lit.experiment.validation import check_experiment, check_workers, untestable_at_points
+from distill_lit.experiment.run_references import RunReferences, has_run_references
+from distill_lit.experiment.validation import check_experiment, check_gpus, untestable_at_points
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import write_json
 from distill_lit.utils.plugins import load_plugins
@@ -100,7 +100,7 @@ class Experiment:
         points = expand_points(self.config)
         if not has_run_references(self.config):
             return points
-        return [point.map_configs(lambda config: resolve_run_references(config, self.root)) for point in points]
+        return [point.map_configs(RunReferences(self.root).resolve) for point in points]
 
     @cached_property
     def resolved_config(self) -> ExperimentConfig:
@@ -108,20 +108,33 @@ class Experiment:
         return self.resolve(self.config)
 
     @cached_property
+    def _local_dtypes(self) -> LocalDtypes:
+        return LocalDtypes(self.runs_folder)
+
+    @cached_property
     def _cluster_dtypes(self) -> "ClusterDtypes":
         from distill_lit.experiment.launcher.slurm.node import ClusterDtypes
 
         return ClusterDtypes(self.runs_folder.resolve())
 
+    @property
+    def _dtypes(self) -> Dtypes:
+        """Of the machines that do the work."""
+        return self._cluster_dtypes if self.config.launcher.engine == "slurm" else self._local_dtypes
+
     def resolve(self, config: ExperimentConfig) -> ExperimentConfig:
         """A config with every `auto` that can change a result replaced by the choice of the machine that does the work."""
-        return resolve_auto(config, self._cluster_dtypes)
+        return resolve_auto(config, self._dtypes)
 
     @cached_property
     def runs(self) -> list[Run]:
         """All runs, in the order they are run."""
         load_plugins(self.config.plugins)
-        return plan_runs(self.config, self.points, self._cluster_dtypes)
+        if not has_run_references(self.config):
+            return plan_runs(self.config, self.points, self._dtypes)
+        references = RunReferences(self.root)
+        identified = [point.map_configs(references.identify) for point in expand_points(self.config)]
+        return [references.place(run) for run in plan_runs(self.config, identified, self._dtypes)]
 
     @property
     def models(self) -> list[Run]:
@@ -150,7 +163,6 @@ class Experiment:
         """Raises UserError for anything that can be known to be wrong before a model or a data set is touched."""
         load_plugins(self.config.plugins)
         check_experiment(self.config, self.points)
-        check_workers(self.config, lambda: len(self.runs))
 
     def check_hypotheses(self, path: Path, overrides: Sequence[str]) -> None:
         """Raises UserError for a hypothesis of the file that no model could decide, but where overrides are why."""
@@ -196,20 +208,31 @@ class Experiment:
             self.__dict__.pop(name, None)
         self._estimates.clear()
 
-    def prepare(self) -> None:
-        """Has all assets here and compares them with the config. Raises UserError for what does not fit, or where a
-        server is still to be asked and its key is not in the environment."""
+    def check_gpus(self, runs: Sequence[Run]) -> None:
+        """Raises UserError where this machine has too few GPUs for what is not done of these runs."""
+        from distill_lit.experiment.completion import is_run_complete
+
+        check_gpus(self.config.launcher, runs, lambda run: is_run_complete(run, self.folder_of(run)))
+
+    def prepare(self, roles: Collection[Role] = ()) -> None:
+        """Has all assets here and compares them with the config. roles: as of `launch`.
+
+        Raises UserError for what does not fit, where a server is still to be asked by what is launched and its key is not
+        in the environment, or where there are too few GPUs.
+        """
         from distill_lit.experiment.completion import is_run_built
         from distill_lit.experiment.run import check_sources_unchanged
         from distill_lit.generation.corpus import check_api_keys
 
-        for run in self.runs:
+        launched = self.runs_with_dependencies(roles)
+        self.check_gpus(launched)
+        for run in launched:
             if run.role == Role.GENERATED and not is_run_built(run, self.folder_of(run)):
                 check_api_keys(run.config.data)
         for reference in self.required_assets:
             assets.fetch(reference)
         self.notes = [*check_against_teacher(self.runs), *check_models(self.config, self.runs)]
-        check_services(self.runs, (run for run in self.runs if not is_run_built(run, self.folder_of(run))))
+        check_services(self.runs, (run for run in launched if not is_run_built(run, self.folder_of(run))))
         check_sources_unchanged(self.runs, self.runs_folder)
 
     def launch(
@@ -228,6 +251,8 @@ class Experiment:
         runs = self.runs_with_dependencies(roles)
         require_disk_space(estimates, runs, self.runs_folder)
         folder = self.runs_folder.resolve()
+        if self.config.launcher.engine == "local":
+            self._local_dtypes.keep()
         self.declare_hypotheses()
         if self.notes or self.notes_path.is_file():  # for a report that another process draws
             write_json(self.notes_path, self.notes)

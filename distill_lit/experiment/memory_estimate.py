@@ -66,8 +66,8 @@ def estimate_memory(run: Run, architectures: Architectures) -> Memory:
         fields_ = with_teacher(config, run.teacher).teacher
         if not teacher_capabilities(fields_).needs_model:
             return Memory(process=process)
-        held = _teacher_bytes(architectures.of(fields_.model, run), fields_, config)
-        return Memory(teacher=held, activations=_logit_bytes(config, architectures.teacher(run)), process=process)
+        asked = _teacher_bytes(architectures.of(fields_.model, run), fields_, config, _teacher_shards(config))
+        return Memory(teacher=asked, activations=_logit_bytes(config, architectures.teacher(run)), process=process)
     if run.role == Role.GENERATED:
         teacher = architectures.teacher(run)
         return Memory(teacher=_model_bytes(teacher, config.teacher.dtype, _micro_tokens(config)), process=process)
@@ -78,9 +78,10 @@ def estimate_memory(run: Run, architectures: Architectures) -> Memory:
         teacher_beside = None if run.role == Role.TEACHER else architectures.teacher(run)
         stages.append(_probe_memory(config, student, teacher_beside))
     if run.student:
-        # validated as it is, while a copy of it is written and read to see that it can be exported
-        copies = 2 * student.size.parameters * MASTER
-        stages.append(Memory(weights=copies, activations=_logit_bytes(config, student), process=process))
+        # validated as it is, beside its teacher, while a copy of it is written and read to see that it can be exported
+        copies, logits = 2 * student.size.parameters * MASTER, _logit_bytes(config, student)
+        held, rows = _teacher_memory(run, student, architectures)
+        stages.append(Memory(weights=copies, activations=logits, teacher=held, cache=rows, process=process))
     if run.is_trained:
         stages.append(_training_memory(run, student, architectures))
     return largest(stages)
@@ -160,22 +161,28 @@ def _token_bytes(architecture: Architecture, width_of_number: int) -> int:
 
 
 def _teacher_memory(run: Run, student: Architecture, architectures: Architectures) -> tuple[int, int]:
-    """(bytes of all teachers, bytes of their caches' rows in a micro-batch)."""
-    config, held, rows = run.config, 0, 0
-    if not build_objective(config.objective.terms, config.objective.temperature_scaling).needs_teacher:
-        return 0, 0
+    """(bytes of all teachers, bytes of their caches' rows in a micro-batch): of training rows, of a student that does not
+    learn from them of held-out rows, on which it is compared with them all the same."""
+    config, held, rows, tokens = run.config, 0, 0, _micro_tokens(run.config)
+    learns = build_objective(config.objective.terms, config.objective.temperature_scaling).needs_teacher and run.is_trained
+    read = CacheRows(tokens, tokens, 0) if learns else CacheRows(0, 0, tokens)
+    shards = _teacher_shards(config) if run.is_trained else 1
     for fields_ in asked_teachers(config).values():
         able = teacher_capabilities(fields_)
         model = student if able.copies_student else architectures.of(fields_.model, run)
         if able.runs_beside_student:
-            held += _teacher_bytes(model, fields_, config)
-        elif able.needs_model and able.target_form == "dense":
+            held += _teacher_bytes(model, fields_, config, shards)
+        elif able.keeps_lm_head:
             held += model.size.lm_head_parameters * BYTES.get(fields_.dtype, MASTER)
         if able.needs_cache:
-            tokens = _micro_tokens(config)
-            source = cached_teacher_source(fields_)
-            rows += source.estimate_cache_bytes(fields_, model.size, CacheRows(tokens, tokens, 0))
+            rows += cached_teacher_source(fields_).estimate_cache_bytes(fields_, model.size, read)
     return held, rows
+
+
+def _teacher_shards(config: ExperimentConfig) -> int:
+    """Ranks over which the weights of a teacher are spread."""
+    training = config.training
+    return (training.teacher_shards or training.ranks) if training.strategy == "fsdp" else 1
 
 
 def _gathered_bytes(student: Architecture, layer_bytes: int, gradient_bytes: int) -> int:
@@ -187,10 +194,9 @@ def _gathered_bytes(student: Architecture, layer_bytes: int, gradient_bytes: int
     return ends + layer * (GATHERED_LAYERS * layer_bytes + gradient_bytes)
 
 
-def _teacher_bytes(model: Architecture, fields_: TeacherConfig, config: ExperimentConfig) -> int:
+def _teacher_bytes(model: Architecture, fields_: TeacherConfig, config: ExperimentConfig, shards: int) -> int:
     """Weights of a teacher on a device, rounded or sharded, and what one layer holds in a forward pass."""
-    training, size = config.training, model.size
-    shards = (training.teacher_shards or training.ranks) if training.strategy == "fsdp" else 1
+    size = model.size
     number = BYTES.get(fields_.dtype, MASTER)
     body = size.non_embedding * ROUNDED_BYTES.get(fields_.quantize, number)
     gathered = GATHERED_LAYERS * body / max(size.layers, 1) if shards > 1 else 0

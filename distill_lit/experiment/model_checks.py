@@ -14,7 +14,7 @@ from distill_lit.experiment.architectures import Architectures
 from distill_lit.experiment.mixture import asked_teachers
 from distill_lit.experiment.pipeline import config_key
 from distill_lit.experiment.planned_run import Run
-from distill_lit.experiment.services import asking_members
+from distill_lit.experiment.services import asking_members, check_service_starts
 from distill_lit.losses import build_objective
 from distill_lit.models import check_quantizable, check_student_origin, check_student_vocabulary, load_tokenizer
 from distill_lit.models.position_limits import check_row_length
@@ -132,6 +132,7 @@ def check_services(runs: Sequence[Run], pending: Iterable[Run]) -> None:
     architectures, asked = Architectures(runs), set[str]()
     for run in pending:
         for member in asking_members(run):
+            check_service_starts(run, member.server.service)
             if (key := repr(member)) not in asked:
                 asked.add(key)
                 teacher_source(member).check_service(member, architectures.teacher(run).tokenizer_folder)

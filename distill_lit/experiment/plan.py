@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from distill_lit.config import ExperimentConfig
 from distill_lit.config.derivation import BASE_TEACHER, with_one_teacher
@@ -15,26 +14,21 @@ from distill_lit.experiment.fingerprint import (
 from distill_lit.experiment.grid import GridPoint, expand_points
 from distill_lit.experiment.planned_run import Run
 from distill_lit.experiment.point_runs import PointRuns
-from distill_lit.experiment.precision import resolve_auto
+from distill_lit.experiment.precision import Dtypes, resolve_auto
 from distill_lit.experiment.run_labels import deduplicate_runs, make_labels_distinct
 from distill_lit.models import INT8_RECIPE
 from distill_lit.utils.exceptions import UserError
 
-if TYPE_CHECKING:
-    from distill_lit.experiment.launcher.slurm.node import ClusterDtypes
-
 
 def plan_runs(
-    config: ExperimentConfig, points: Sequence[GridPoint] | None = None, cluster_dtypes: "ClusterDtypes | None" = None
+    config: ExperimentConfig, points: Sequence[GridPoint] | None = None, dtypes: Dtypes | None = None
 ) -> list[Run]:
     """All runs, each after what it depends on: generated corpora, teacher caches, the teacher, models made from it, the
-    baselines, the distilled students. cluster_dtypes: what compute nodes take for `auto`."""
-    resolved = [
-        point.map_configs(lambda one: resolve_auto(one, cluster_dtypes)) for point in points or expand_points(config)
-    ]
+    baselines, the distilled students. dtypes: what the machines that do the work take for `auto`; None: as this one."""
+    resolved = [point.map_configs(lambda one: resolve_auto(one, dtypes)) for point in points or expand_points(config)]
     base = resolved[0].base
     teacher = replace(config.teacher, model=base.teacher.model)  # found, where it is a run of another experiment
-    config = resolve_auto(replace(config, teacher=teacher, external_models=base.external_models), cluster_dtypes)
+    config = resolve_auto(replace(config, teacher=teacher, external_models=base.external_models), dtypes)
     first_teacher = with_one_teacher(resolved[0].config).teacher
     planned = [PointRuns(point, first_teacher) for point in resolved]
     seedless = {identity: like for one in planned for identity, like in one.seedless.items()}

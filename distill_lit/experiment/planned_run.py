@@ -44,6 +44,11 @@ class Run:
         is_made = not self.model_reference and self.student in self.config.students
         return self.role.is_trained and is_made and self.config.students[self.student].quantize == "none"
 
+    @property
+    def may_take_all_ranks(self) -> bool:
+        """Whether all ranks of a training may build it together: it is trained, or writes what a sharded teacher says."""
+        return self.is_trained or (self.role == Role.TEACHER_CACHE and self.config.training.strategy != "ddp")
+
     def to_json(self) -> dict[str, Any]:
         """All but the config, for another process: `from_json` gives it back."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "config"}

@@ -6,7 +6,7 @@ machine. Whoever asks a server finds it through `teachers/service.py`.
 
 import contextlib
 import os
-import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -22,11 +22,11 @@ from filelock import FileLock, Timeout
 
 from distill_lit.config import ServiceConfig, TeacherConfig
 from distill_lit.config.roles import Role
+from distill_lit.experiment.completion import is_run_built
 from distill_lit.experiment.mixture import asked_teachers, with_teacher
 from distill_lit.experiment.planned_run import Run
-from distill_lit.losses import build_objective
 from distill_lit.teachers import teacher_capabilities
-from distill_lit.teachers.service import remove_endpoint, service_folder, write_endpoint
+from distill_lit.teachers.service import remove_endpoint, service_folder, start_command, write_endpoint
 from distill_lit.utils.exceptions import UserError, describe_exit_code
 from distill_lit.utils.files import read_json, write_json
 from distill_lit.utils.processes import UNKNOWN_START, process_start
@@ -39,29 +39,50 @@ Note = Callable[[str], None]
 
 
 def asking_members(run: Run) -> list[TeacherConfig]:
-    """The teachers whose service a run asks: that whose cache it writes, or those that are asked while it trains."""
+    """The teachers whose service a run asks until it is built: that whose cache it writes, or those without a cache that a
+    student is compared with, which is validated whatever it learns from."""
     if run.role == Role.TEACHER_CACHE:
         return [with_teacher(run.config, run.teacher).teacher]
-    if not run.is_trained or not build_objective(run.config.objective.terms, "auto").needs_teacher:
+    if not run.student:
         return []
     return [one for one in asked_teachers(run.config).values() if not teacher_capabilities(one).needs_cache]
 
 
-def needed_services(runs: Sequence[Run]) -> list[tuple[ServiceConfig, set[str]]]:
-    """The services that these runs ask, each with the names of the runs."""
+def check_service_starts(run: Run, service: ServiceConfig) -> None:
+    """Raises UserError where the launcher cannot start the server that a run asks; asked where runs are started."""
+    if not service.command:
+        return
+    elsewhere = "start it on a node of its own, and give its address"
+    if run.config.launcher.engine == "slurm":
+        raise UserError(f"teacher.server.service: a server beside the runs is for launcher.engine=local; {elsewhere}")
+    is_alone = run.config.training.nodes == 1
+    if not is_alone and run.role != Role.TEACHER_CACHE:  # which the first node alone writes
+        raise UserError(f"teacher.server.service: a server beside the runs answers its own machine alone; {elsewhere}")
+    program = start_command(service, service.port)[0]
+    if is_alone and shutil.which(program) is None:
+        raise UserError(f"teacher.server.service.command: there is no program {program!r} on this machine")
+
+
+def needed_services(runs: Sequence[Run], folder: Path) -> list[tuple[ServiceConfig, set[str]]]:
+    """The services that these runs ask, each with the names of the runs: of those that are not built, for evaluations ask
+    none. folder: of all runs."""
     found: dict[str, tuple[ServiceConfig, set[str]]] = {}
     for run in runs:
-        for member in asking_members(run):
-            if (service := member.server.service).command:
+        asked = [member.server.service for member in asking_members(run) if member.server.service.command]
+        if asked and not is_run_built(run, folder / run.name):
+            for service in asked:
                 found.setdefault(str(service_folder(service)), (service, set()))[1].add(run.name)
     return list(found.values())
 
 
 @contextlib.contextmanager
-def services_beside(runs: Sequence[Run], pending: Callable[[], Collection[str]], note: Note) -> Iterator[None]:
-    """Inside, the services that `runs` ask are there, as long as one of those runs is among `pending` ones (names)."""
+def services_beside(
+    runs: Sequence[Run], folder: Path, pending: Callable[[], Collection[str]], note: Note
+) -> Iterator[None]:
+    """Inside, the services that `runs` ask are there, as long as one of those runs is among `pending` ones (names).
+    folder: of all runs."""
     ended, threads = threading.Event(), []
-    for service, names in needed_services(runs):
+    for service, names in needed_services(runs, folder):
 
         def is_needed(names: set[str] = names) -> bool:
             return not ended.is_set() and bool(names.intersection(pending()))
@@ -119,13 +140,13 @@ def _run_once(
 ) -> str:
     """One life of the server; why it has ended, empty where it is not needed any more."""
     environment = {**os.environ, **({"CUDA_VISIBLE_DEVICES": service.devices} if service.devices else {})}
-    command = shlex.split(service.command.replace("{port}", str(port)))
+    command = start_command(service, port)
     try:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
         )
-    except OSError as error:
-        return f"cannot be started ({error.strerror})"
+    except (OSError, ValueError) as error:
+        return f"cannot be started ({error})"
     write_json(_process_path(service), {"pid": process.pid, "started": process_start(process.pid)})
     is_ready, deadline = False, time.monotonic() + service.start_timeout
     try:
@@ -156,7 +177,7 @@ def _end_orphan(service: ServiceConfig) -> None:
 
 
 def _process_path(service: ServiceConfig) -> Path:
-    return service_folder(service) / f"process-{socket.gethostname()}.json"
+    return service_folder(service) / "process.json"
 
 
 def _stop(process: "subprocess.Popen[bytes]") -> None:

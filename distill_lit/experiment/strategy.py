@@ -42,13 +42,6 @@ def check_strategy(config: ExperimentConfig, objective: Objective, student: str)
         raise UserError(f"training.strategy: fsdp cannot be with {reason}; take ddp")
 
 
-def check_devices(config: ExperimentConfig) -> None:
-    """Raises UserError where a training asks for more GPUs than this machine has."""
-    count = hardware.num_gpus() if hardware.device_for(config.training.accelerator).type == "cuda" else 0
-    if count and config.training.devices > count:
-        raise UserError(f"training.devices: {config.training.devices} GPUs of a node are asked for, and {count} are here")
-
-
 def why_not_sharded(config: ExperimentConfig, objective: Objective, student: str) -> str:
     """What of a config needs a student or teacher that is whole; empty where both can be sharded."""
     for term in objective.feature_terms:
@@ -66,14 +59,15 @@ def why_not_sharded(config: ExperimentConfig, objective: Objective, student: str
     ):
         if value:
             return name
-    return _why_teacher_not_sharded(config, objective)
+    return _why_teacher_not_sharded(config)
 
 
-def _why_teacher_not_sharded(config: ExperimentConfig, objective: Objective) -> str:
+def _why_teacher_not_sharded(config: ExperimentConfig) -> str:
+    """Of the teacher that a student is validated beside, whatever it learns from."""
     able = teacher_capabilities(config.teacher)
-    if objective.needs_teacher and able.runs_beside_student and not able.is_shardable:
+    if able.runs_beside_student and not able.is_shardable:
         return f"teacher.source {config.teacher.source}"
-    if objective.needs_teacher and able.needs_model and config.teacher.quantize != "none":
+    if able.needs_model and config.teacher.quantize != "none":
         return f"teacher.quantize {config.teacher.quantize}: rounded weights are not cut"
     return ""
 

@@ -4,7 +4,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from distill_lit import assets, data
-from distill_lit.config import EvaluationConfig, ExperimentConfig, OnPolicyConfig, TeacherConfig, load_section
+from distill_lit.config import (
+    EvaluationConfig,
+    ExperimentConfig,
+    LauncherConfig,
+    OnPolicyConfig,
+    TeacherConfig,
+    load_section,
+)
 from distill_lit.config.derivation import BASE_TEACHER, Recipe
 from distill_lit.config.grid_points import comparable_text
 from distill_lit.config.hypotheses import ROLE, STUDENT, axis_named, values_of
@@ -15,12 +22,13 @@ from distill_lit.evaluation.probe_corpora import check_probes
 from distill_lit.evaluation.tasks import check_tasks
 from distill_lit.experiment.fingerprint import TEACHER_INT8
 from distill_lit.experiment.grid import GridPoint, expand_points
-from distill_lit.experiment.launcher.devices import share_gpus, visible_gpus
+from distill_lit.experiment.launcher.devices import num_devices, share_gpus, visible_gpus
 from distill_lit.experiment.launcher.slurm.checks import check_slurm_config
 from distill_lit.experiment.mixture import check_mixture
 from distill_lit.experiment.pipeline import config_key, expand_pipeline, referred_models
+from distill_lit.experiment.planned_run import Run
 from distill_lit.experiment.run_references import RUN_PREFIX
-from distill_lit.experiment.strategy import check_devices, check_strategy
+from distill_lit.experiment.strategy import check_strategy
 from distill_lit.generation.backend import check_backend
 from distill_lit.generation.corpus import check_generated_corpora
 from distill_lit.losses import Objective, build_objective, check_teacher_supports_objective
@@ -69,17 +77,25 @@ def _check_launcher(config: ExperimentConfig) -> None:
         check_slurm_config(config.launcher.slurm)
         return
     hardware.device_for(config.training.accelerator)
-    check_devices(config)
     if config.launcher.teacher_device not in ("", "auto"):
         hardware.check_device("launcher.teacher_device", config.launcher.teacher_device)
 
 
-def check_workers(config: ExperimentConfig, count_runs: Callable[[], int]) -> None:
-    """Raises UserError where this machine has too few GPUs for its workers. count_runs: how many runs there are, which is
-    asked only where it matters: no more workers are started."""
-    gpus = visible_gpus() if config.launcher.engine == "local" and config.launcher.workers > 1 else []
-    if gpus:
-        share_gpus(config, min(config.launcher.workers, count_runs()), gpus)
+def check_gpus(launcher: LauncherConfig, runs: Sequence[Run], is_done: Callable[[Run], bool]) -> None:
+    """Raises UserError where this machine has too few GPUs for those of these runs that are not done, or for the workers
+    that do them. is_done: asked only where it matters, as it reads every file of a run."""
+    gpus = visible_gpus() if launcher.engine == "local" else []
+    try:
+        _check_gpus(launcher, runs if gpus else (), gpus)
+    except UserError:
+        _check_gpus(launcher, [run for run in runs if not is_done(run)], gpus)
+
+
+def _check_gpus(launcher: LauncherConfig, runs: Sequence[Run], gpus: list[str]) -> None:
+    for run in runs:
+        if num_devices(run) > len(gpus):
+            raise UserError(f"training.devices: {run.label} takes {num_devices(run)} GPUs, and {len(gpus)} are here")
+    share_gpus(launcher, runs, gpus)
 
 
 def untestable_at_points(config: ExperimentConfig, points: Sequence[GridPoint]) -> dict[str, str]:

@@ -106,6 +106,9 @@ class TeacherCapabilities:
         shares_tokenizer: it reads the student's tokens. If not, the student keeps a tokenizer of its own.
         needs_model: the weights of `teacher.model` read the rows, during the training or before it.
         needs_cache: a run of its own must come first and write what it says (`CachedTeacherSource`).
+        keeps_lm_head: of its weights the lm_head alone is beside the student, and makes distributions of hidden states.
+        reads_held_out_rows: its model is beside the student for held-out rows alone; something else says what it says of
+            training rows.
         scores_student_text: it can be asked about text that the student has just written (on-policy training).
         has_device: it can run on a device other than the student's (`launcher.teacher_device`).
         writes_text: its model can be drawn from beside the student (`on_policy.teacher_mix_fraction`).
@@ -123,6 +126,8 @@ class TeacherCapabilities:
     shares_tokenizer: bool = True
     needs_model: bool = True
     needs_cache: bool = False
+    keeps_lm_head: bool = False
+    reads_held_out_rows: bool = False
     scores_student_text: bool = False
     has_device: bool = False
     writes_text: bool = False
@@ -133,8 +138,13 @@ class TeacherCapabilities:
 
     @property
     def runs_beside_student(self) -> bool:
-        """Whether the teacher's model is in memory while the student trains."""
-        return (self.needs_model or self.copies_student) and not self.needs_cache
+        """Whether the teacher's model is in memory while the student trains, and is validated."""
+        return self.reads_training_rows or self.reads_held_out_rows
+
+    @property
+    def reads_training_rows(self) -> bool:
+        """Whether the teacher's model reads what the student learns from, at the same time."""
+        return (self.needs_model or self.copies_student) and not (self.needs_cache or self.reads_held_out_rows)
 
 
 @dataclass(frozen=True)

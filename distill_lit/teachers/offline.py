@@ -192,6 +192,7 @@ class OfflineSource(CachedTeacherSource):
             hidden_layers=() if config.prompt.is_set else cache_format.hidden_layers,
             hidden_layers_key="" if config.prompt.is_set else "teacher.hidden_layers",
             needs_cache=True,
+            keeps_lm_head=True,  # held-out rows keep hidden states in any format
             reads_prompt=True,
             is_shardable=True,
         )

@@ -60,6 +60,8 @@ def _combine(able: Sequence[TeacherCapabilities]) -> TeacherCapabilities:
         shares_tokenizer=all(one.shares_tokenizer for one in able),
         needs_model=any(one.needs_model for one in able),
         needs_cache=any(one.needs_cache for one in able),
+        keeps_lm_head=any(one.keeps_lm_head for one in able),
+        reads_held_out_rows=any(one.reads_held_out_rows for one in able),
         scores_student_text=all(one.scores_student_text for one in able),
         has_device=all(one.has_device for one in able),
         copies_student=any(one.copies_student for one in able),

@@ -49,6 +49,7 @@ from distill_lit.teachers.online import OnlineTeacher
 from distill_lit.teachers.registry import register_teacher
 from distill_lit.teachers.server import SupervisedDocument, TeacherServer, supervised_documents
 from distill_lit.teachers.server_api import WHOLE_DISTRIBUTION
+from distill_lit.teachers.service import start_command
 from distill_lit.teachers.teacher_cache import (
     is_teacher_cache_complete,
     measure_bytes_per_token,
@@ -137,6 +138,8 @@ class ServedSource(CachedTeacherSource):
             max_target_tokens=max(config.top_k, 0),
             needs_model=config.server.local_validation,
             needs_cache=not config.server.live,
+            keeps_lm_head=_gives_states(config),
+            reads_held_out_rows=config.server.local_validation,
             scores_student_text=config.server.live,
         )
 
@@ -164,6 +167,7 @@ class ServedSource(CachedTeacherSource):
             raise UserError("teacher.server: base_url is of one that runs, service.command starts one; give one of them")
         else:
             check_asked_model("teacher.server", server)
+            start_command(server.service, server.service.port)
             if "{port}" not in server.service.command and not server.service.port:
                 raise UserError("teacher.server.service.command: it has no {port}; give it one, or service.port")
 

@@ -1,9 +1,11 @@
-"""Where a server that an experiment has started itself is found: a file on disk, which all nodes see.
+"""Where a server that an experiment has started itself is found: a file on disk, for all processes of its machine.
 
 Whoever runs the server (`experiment/services.py`) writes `endpoint.json`; whoever asks it waits
 until the file says that it is ready, also after it has died and is being started again.
 """
 
+import shlex
+import socket
 import time
 from pathlib import Path
 from typing import Any, Literal
@@ -17,8 +19,20 @@ POLL_SECONDS = 0.5
 
 
 def service_folder(service: ServiceConfig) -> Path:
-    """Where the log of a service is, and the file that says where it is found. One service for all that want the same."""
-    return cache_root() / "services" / fingerprint([service.command, service.port, service.devices])
+    """Where the log of a service is, and the file that says where it is found. One service for all of this machine that
+    want the same: its address leads nowhere from another one, which may have the same cache."""
+    return cache_root() / "services" / socket.gethostname() / fingerprint([service.command, service.port, service.devices])
+
+
+def start_command(service: ServiceConfig, port: int) -> list[str]:
+    """The program that starts a service on a port, and its arguments. Raises UserError for a command that names none."""
+    try:
+        words = shlex.split(service.command.replace("{port}", str(port)))
+    except ValueError as error:
+        raise UserError(f"teacher.server.service.command: {str(error).lower()} in {service.command!r}") from None
+    if not words:
+        raise UserError("teacher.server.service.command: it names no program")
+    return words
 
 
 def write_endpoint(service: ServiceConfig, state: State, base_url: str = "", reason: str = "") -> None:

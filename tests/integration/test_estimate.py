@@ -183,6 +183,28 @@ def test_totals_hold_one_peak_at_a_time() -> None:
     assert estimate.sum_estimates([]).peak_disk_bytes == 0
 
 
+def test_checkpoints_of_all_workers_are_on_the_disk_at_once(
+    tmp_path: Path, tiny_teacher: Path, tiny_corpus: Path, monkeypatch: pytest.MonkeyPatch, machine: list[int]
+) -> None:
+    """Three students of 10, 20 and 40 bytes beside checkpoints of 1, 2 and 4 bytes, which go with the end of each."""
+    seeds = "grid={seed: [0, 1, 2]}"
+    for workers, checkpoints in ((1, 4), (2, 4 + 2), (8, 4 + 2 + 1)):
+        changes = (seeds, "teacher.source=none", f"launcher.workers={workers}")
+        runs = plan_runs(load(tmp_path, tiny_teacher, tiny_corpus, *changes))
+        sizes = dict(zip([run.name for run in runs], (1, 2, 4), strict=True))
+        known = {name: Estimate(0, 0.0, 10 * size, 11 * size, 0.0) for name, size in sizes.items()}
+        monkeypatch.setattr(estimate, "disk_free", lambda _, room=70 + checkpoints: room)
+        require_disk_space(known, runs, tmp_path / "runs")
+        monkeypatch.setattr(estimate, "disk_free", lambda _, room=70 + checkpoints: room - 1)
+        with pytest.raises(UserError, match="will write about"):
+            require_disk_space(known, runs, tmp_path / "runs")
+    kept = load(tmp_path, tiny_teacher, tiny_corpus, "teacher.source=none", "training.keep_checkpoints=true")
+    (run,) = plan_runs(kept)
+    found = estimate_runs([run])[run.name]
+    assert found is not None
+    assert found.disk_bytes == found.peak_disk_bytes == Architectures([run]).student(run).size.parameters * (4 + 2 * 12)
+
+
 # ---------------------------------------------------------------- minutes and memory, by hand
 
 SPEED = Calibration({"float32": 1e6, "bfloat16": 4e6}, {"float32": 5e5, "bfloat16": 1e6}, 1e5, True)
@@ -211,17 +233,17 @@ def test_minutes_of_a_student_are_those_of_its_parts(
     """64 tokens in steps of 128 positions are one step; three rows of 32 tokens are validated before it and after it."""
     config = load(tmp_path, tiny_teacher, tiny_corpus, "launcher.workers=2", "launcher.threads_per_worker=3")
     run = run_of(config, "ce_only")
-    size = Architectures([run]).student(run).size
-    forward = size.flops_per_token()
+    size, teacher = Architectures([run]).student(run).size, Architectures([run]).teacher(run).size
+    forward, lm_head = size.flops_per_token(), 2 * teacher.lm_head_parameters
     found = estimate_runs([run])[run.name]
     assert found is not None
     seconds = {name: 60 * minutes for name, minutes in found.parts.items()}
     assert seconds["training"] == pytest.approx(3 * forward * 128 / 5e5 + size.parameters / 1e5)
-    assert seconds["validation"] == pytest.approx(forward * 2 * 3 * 32 / 1e6)
+    assert seconds["validation"] == pytest.approx((forward + lm_head) * 2 * 3 * 32 / 1e6)  # compared by cached states
     assert seconds["evaluation"] == pytest.approx(forward * 4 * 120 / 1e6 + pace.TASK_SECONDS)
     assert seconds["start"] + seconds["export"] == pace.START_SECONDS + pace.BUILD_SECONDS + pace.EXPORT_SECONDS
     assert found.minutes == pytest.approx(sum(found.parts.values()))
-    assert found.flops == pytest.approx(forward * (3 * 128 + 2 * 3 * 32 + 4 * 120))
+    assert found.flops == pytest.approx(forward * (3 * 128 + 2 * 3 * 32 + 4 * 120) + lm_head * 2 * 3 * 32)
     assert machine == [3]
     shots = load(tmp_path, tiny_teacher, tiny_corpus, "evaluation.num_fewshot=4", "training.gradient_checkpointing=true")
     run = run_of(shots, "ce_only")
@@ -357,14 +379,71 @@ def test_memory_of_models_that_are_not_trained(tmp_path: Path, tiny_teacher: Pat
     assert asked.weights == 4 * architectures.teacher(teacher).size.parameters
 
 
-def test_an_offline_teacher_is_its_head_and_its_rows(
+KL = "objective.terms.kl={kind: forward_kl, weight: 1}"
+TOP_K = [*FORMS["top_k"], "teacher.top_k=5", "objective.terms.kl.options.k=5"]
+SERVED = [*TOP_K, "teacher.source=served", "teacher.server={base_url: 'http://localhost:1/v1', model: m}"]
+LOCAL, LIVE = "teacher.server.local_validation=true", "teacher.server.live=true"
+STATES = ["teacher.source=served", *SERVED[-1:], "teacher.server.outputs=hidden_states", KL]
+ROWS = 4 * 32 * 32 * 4  # bytes of a micro-batch of 4 × 32 positions of 32 channels in float32
+SPARSE = 4 * 32 * (4 * 5 + 4)  # of 5 tokens and the label at each
+
+
+@pytest.mark.parametrize(
+    ("changes", "held", "learning_rows", "held_out_rows"),
+    [
+        (["teacher.source=online", KL], "model", 0, 0),
+        ([KL], "lm_head", ROWS, ROWS),
+        (TOP_K, "lm_head", SPARSE, ROWS),  # held-out rows have hidden states in every format
+        (SERVED, "", SPARSE, SPARSE),
+        ([*SERVED, LOCAL], "model", SPARSE, 0),
+        ([*SERVED, LOCAL, LIVE], "model", 0, 0),
+        ([*SERVED, LIVE], "", 0, 0),
+        (STATES, "lm_head", ROWS, ROWS),
+    ],
+)
+def test_every_student_has_its_teacher_beside_it(
+    tmp_path: Path,
+    tiny_teacher: Path,
+    tiny_corpus: Path,
+    machine: list[int],
+    changes: list[str],
+    held: str,
+    learning_rows: int,
+    held_out_rows: int,
+) -> None:
+    """Its model or its lm_head, and cached rows: of those that it learns from, or else of those on which it is compared. 64
+    tokens in a step of 128 positions, 96 held-out ones before it and after it."""
+    everyone = ["baselines=[untrained,ce_only]", "evaluation.pack_tokens=16", *changes]
+    runs = [run for run in plan_runs(load(tmp_path, tiny_teacher, tiny_corpus, *everyone)) if run.student and run.is_model]
+    assert [run.role for run in runs] == ["untrained", "ce_only", "distilled"]
+    architectures, found = Architectures(runs), estimate_runs(runs)
+    teacher, text = architectures.teacher(runs[0]).size, architectures.teacher(runs[0]).config
+    student = architectures.student(runs[0]).size.flops_per_token()
+    layer = 4 * (4 * 32) + 4 * (2 * 32 + 3 * 32 + 2 * 16 + 4 * text.intermediate_size)
+    heads = 2 * teacher.lm_head_parameters
+    held_bytes = {"model": 4 * teacher.parameters + 4 * 32 * layer, "lm_head": 4 * teacher.lm_head_parameters, "": 0}
+    read_once = {"model": teacher.flops_per_token() - heads}.get(held, 0)
+    for run, validated in zip(runs, (96, 192, 192), strict=True):
+        estimated = found[run.name]
+        assert estimated is not None
+        rows = learning_rows if run.role == "distilled" else held_out_rows
+        assert (estimated.memory.teacher, estimated.memory.cache) == (held_bytes[held], rows)
+        expected = (student + (heads if held else 0)) * validated + read_once * 96
+        assert 60 * estimated.parts["validation"] == pytest.approx(expected / 1e6)
+    plain, learning = (found[run.name] for run in runs[1:])
+    assert plain is not None
+    assert learning is not None
+    here = {"model": LOCAL not in changes, "lm_head": "teacher.top_k=5" not in changes}.get(held, False)
+    extra = (heads + read_once) * 128 / 1e6 if here else 0.0
+    assert 60 * (learning.parts["training"] - plain.parts["training"]) == pytest.approx(extra, abs=1e-9)
+
+
+def test_a_student_without_a_teacher_has_none_beside_it(
     tmp_path: Path, tiny_teacher: Path, tiny_corpus: Path, machine: list[int]
 ) -> None:
-    kl = "objective.terms.kl={kind: forward_kl, weight: 1}"
-    run = run_of(load(tmp_path, tiny_teacher, tiny_corpus, kl, "evaluation.pack_tokens=16"), "distilled")
-    found, teacher = estimate_memory(run, Architectures([run])), Architectures([run]).teacher(run)
-    assert found.teacher == 4 * teacher.size.lm_head_parameters
-    assert found.cache == 4 * 32 * 32 * 4  # a micro-batch of positions of 32 channels in float32
+    run = run_of(load(tmp_path, tiny_teacher, tiny_corpus, "teacher.source=none"), "ce_only")
+    found = estimate_memory(run, Architectures([run]))
+    assert (found.teacher, found.cache) == (0, 0)
 
 
 def test_workers_need_the_sum_of_the_largest() -> None:

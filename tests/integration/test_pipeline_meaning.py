@@ -12,11 +12,15 @@ from distill_lit.config import load_experiment
 from distill_lit.config.roles import Role
 from distill_lit.experiment.collect import _costs
 from distill_lit.experiment.experiment import Experiment
+from distill_lit.experiment.fingerprint import versioned_fingerprint
 from distill_lit.experiment.model_checks import check_against_teacher
+from distill_lit.experiment.pipeline import referred_models
 from distill_lit.experiment.planned_run import Run
-from distill_lit.experiment.run_references import resolve_run_references
+from distill_lit.experiment.run_references import RunReferences
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import write_json
+
+FLOAT32 = ["evaluation.dtype=float32"]  # nothing is measured
 
 
 @pytest.fixture
@@ -252,7 +256,7 @@ def test_a_model_that_was_called_otherwise_is_found_under_the_name_of_its_folder
     zero = finished(tmp_path, "corrected-seed=0-01234567", "corrected")
     one = finished(tmp_path, "corrected-seed=1-89abcdef", "corrected-seed=1")
     file = write(tmp_path, teacher, tiny_corpus, "external_models: {x: 'run:other/corrected'}")
-    found = [resolve_run_references(load_experiment(file, [f"seed={seed}"]), tmp_path) for seed in (0, 1)]
+    found = [RunReferences(tmp_path).resolve(load_experiment(file, [f"seed={seed}"])) for seed in (0, 1)]
     assert [config.external_models["x"] for config in found] == [f"file:{zero}", f"file:{one}"]
 
 
@@ -261,9 +265,9 @@ def test_of_two_models_of_one_name_the_user_chooses(tmp_path: Path, teacher: Pat
         finished(tmp_path, name, "corrected")
     file = write(tmp_path, teacher, tiny_corpus, "external_models: {x: 'run:other/corrected'}")
     with pytest.raises(UserError, match="name one folder, corrected-01234567 or corrected-89abcdef"):
-        resolve_run_references(load_experiment(file), tmp_path)
+        RunReferences(tmp_path).resolve(load_experiment(file))
     chosen = load_experiment(file, ["external_models.x=run:other/corrected-89abcdef"])
-    assert resolve_run_references(chosen, tmp_path).external_models["x"].endswith("corrected-89abcdef/student")
+    assert RunReferences(tmp_path).resolve(chosen).external_models["x"].endswith("corrected-89abcdef/student")
 
 
 def test_a_model_with_its_own_seed_is_made_from_models_of_that_seed(
@@ -271,11 +275,47 @@ def test_a_model_with_its_own_seed_is_made_from_models_of_that_seed(
 ) -> None:
     places = [finished(tmp_path, f"corrected-seed={seed}-0123456{seed}", "corrected") for seed in (0, 1)]
     models = "models: {a: {from: run:other/corrected, seed: 1, lora: {rank: 2}}, b: {from: run:other/corrected}}"
-    found = resolve_run_references(load_experiment(write(tmp_path, teacher, tiny_corpus, models)), tmp_path)
+    found = RunReferences(tmp_path).resolve(load_experiment(write(tmp_path, teacher, tiny_corpus, models)))
     assert [found.models[name]["from"] for name in ("a", "b")] == [f"file:{places[1]}", f"file:{places[0]}"]
+
+
+def test_runs_are_the_same_wherever_the_root_is_and_however_it_is_written(
+    tmp_path: Path, teacher: Path, tiny_corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the command is given in the root; their models are where they are."""
+    text = """
+baselines: [teacher, ce_only]
+models: {a: {from: run:other/corrected, seed: 1, lora: {rank: 2}}}
+external_models: {x: run:other/corrected}
+"""
+    grid = "{teacher: [run:other/corrected, teacher], student: [two], seed: [0, 1]}"
+    (root := tmp_path / "here").mkdir()
+    for seed in (0, 1):
+        finished(root, f"corrected-seed={seed}-0123456{seed}", "corrected")
+    file = write(tmp_path, teacher, tiny_corpus, text, grid)
+    monkeypatch.chdir(root)
+    usual = Experiment.from_yaml(file, FLOAT32).runs
+    (external,) = (run for run in usual if run.role == Role.EXTERNAL)
+    assert external.model_reference == (own := "file:runs/other/corrected-seed=0-01234560/student")
+    assert external.fingerprint == versioned_fingerprint(external=own)  # as before there was another way
+    assert len(usual) > 8
+    for place, written in ((tmp_path, "here"), (root, str(root)), (root, "../here")):
+        monkeypatch.chdir(place)
+        check_same_runs(Experiment.from_yaml(file, FLOAT32, written).runs, usual, written)
+    root.rename(moved := tmp_path / "there")
+    check_same_runs(Experiment.from_yaml(file, FLOAT32, moved).runs, usual, str(moved))
+
+
+def check_same_runs(runs: list[Run], usual: list[Run], root: str) -> None:
+    """Their names and what they need are those of the usual root, and so are their models but for the root."""
+    assert [(run.name, run.depends_on) for run in runs] == [(run.name, run.depends_on) for run in usual]
+    for run, one in zip(runs, usual, strict=True):
+        here = {key: name.replace("file:runs/", f"file:{root}/runs/") for key, name in referred_models(one.config).items()}
+        assert referred_models(run.config) == here
+        assert run.model_reference == one.model_reference.replace("file:runs/", f"file:{root}/runs/")
 
 
 def test_text_that_begins_like_a_reference_is_text(tmp_path: Path, teacher: Path, tiny_corpus: Path) -> None:
     text = "teacher.prompt.system=run: {{ text }}", "data.corpora.text.text=run:{{ text }}"
     config = load_experiment(write(tmp_path, teacher, tiny_corpus), list(text))
-    assert resolve_run_references(config, tmp_path) == config
+    assert RunReferences(tmp_path).resolve(config) == config

@@ -48,7 +48,8 @@ from distill_lit.models.vocabulary import load_unpadded_vocab_size
 from distill_lit.teachers import OnlineTeacher, ServedTeacher, TeacherServer, teacher_capabilities, teacher_source
 from distill_lit.teachers import server as asking
 from distill_lit.teachers.base import CachedTeacherSource, CacheRows, TeacherContext
-from distill_lit.teachers.service import read_endpoint, wait_for_service, write_endpoint
+from distill_lit.teachers.served import ServedSource
+from distill_lit.teachers.service import read_endpoint, remove_endpoint, wait_for_service, write_endpoint
 from distill_lit.training.loss import DistillationLoss
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import read_json, write_json
@@ -401,6 +402,11 @@ def test_how_many_log_probabilities_are_allowed_is_known_before(top_k: int, word
         ({"base_url": "http://gpu7:8000/v1"}, "unencrypted; use https"),
         ({"model": ""}, "teacher.server.model: a value is needed"),
         ({"budget": 1.0}, "teacher.server.budget: needs teacher.server.price"),
+        (
+            {"base_url": "", "service": ServiceConfig(command="vllm serve it's --port {port}")},
+            """teacher.server.service.command: no closing quotation in "vllm serve it's --port {port}"$""",
+        ),
+        ({"base_url": "", "service": ServiceConfig(command=" ", port=1)}, "service.command: it names no program"),
     ],
 )
 def test_what_cannot_be_is_refused_by_the_config(fields: dict[str, Any], words: str) -> None:
@@ -596,15 +602,53 @@ def test_a_service_is_found_through_disk_also_after_it_has_moved(
     assert len(target.ids) == int(batch[1].sum())
 
 
-def test_the_runs_that_need_a_service_are_those_that_ask_it(tmp_path: Path, tiny_teacher: Path, tiny_corpus: Path) -> None:
+def test_machines_with_one_cache_have_services_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The address of each, on the loopback interface, leads nowhere from the other."""
+    service, hosts = ServiceConfig(command="serve --port {port}", port=8123), ("node1", "node2")
+    for host in hosts:
+        monkeypatch.setattr(services.socket, "gethostname", lambda host=host: host)
+        assert read_endpoint(service) == {}
+        write_endpoint(service, "ready", f"http://127.0.0.1:8123/v1?{host}")
+    for host in hosts:
+        monkeypatch.setattr(services.socket, "gethostname", lambda host=host: host)
+        assert wait_for_service(service).endswith(host)
+        remove_endpoint(service)
+
+
+def test_the_runs_that_need_a_service_are_those_that_ask_it(
+    tmp_path: Path, tiny_teacher: Path, tiny_corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (file := tmp_path / "served.yaml").write_text(EXPERIMENT.format(teacher=tiny_teacher, corpus=tiny_corpus, url=""))
     command = "teacher.server.service.command=serve --port {port}"
     cache, student = plan_runs(load_experiment(file, [command]))
-    ((service, names),) = needed_services([cache, student])
+    ((service, names),) = needed_services([cache, student], tmp_path)
     assert (service.command, names) == ("serve --port {port}", {cache.name})
-    (live,) = plan_runs(load_experiment(file, [command, "teacher.server.live=true"]))
-    ((_, names),) = needed_services([live])
-    assert names == {live.name}
+    everyone = [command, "teacher.server.live=true", "baselines=[teacher,untrained,ce_only]"]
+    teacher, *students = plan_runs(load_experiment(file, everyone))
+    assert [run.role for run in students] == ["untrained", "ce_only", "distilled"]
+    ((_, names),) = needed_services([teacher, *students], tmp_path)  # all students are validated beside it
+    assert names == {run.name for run in students}
+    built = set[str]()
+    monkeypatch.setattr(services, "is_run_built", lambda run, folder: folder == tmp_path / run.name and run.name in built)
+    built |= {run.name for run in students[1:]}  # and left to be evaluated, as after a change of the tasks
+    ((_, names),) = needed_services([teacher, *students], tmp_path)
+    assert names == {students[0].name}
+    built.add(students[0].name)
+    assert needed_services([teacher, *students], tmp_path) == []
+    with pytest.raises(UserError, match="service.command: there is no program 'serve' on this machine"):
+        check_services(students, students[1:2])
+    for change, words in (
+        ("launcher.engine=slurm", "is for launcher.engine=local"),
+        ("training.nodes=2", "its own machine"),
+    ):
+        elsewhere = plan_runs(load_experiment(file, [*everyone, change]))
+        with pytest.raises(UserError, match=words):
+            check_services(elsewhere, elsewhere)
+    monkeypatch.setattr(services.shutil, "which", lambda name: f"/bin/{name}")
+    asked = list[TeacherConfig]()
+    monkeypatch.setattr(ServedSource, "check_service", lambda _, config, folder: asked.append(config))
+    check_services(students, students[:1])
+    assert asked == [students[0].config.teacher]
 
 
 # ---------------------------------------------------------------- a real server

@@ -1,11 +1,13 @@
 """What each of several workers on this machine gets: GPUs of its own, and its share of the CPU threads."""
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from distill_lit.config import ExperimentConfig
+from distill_lit.config import LauncherConfig
+from distill_lit.experiment.planned_run import Run
 from distill_lit.utils.exceptions import UserError
 
 
@@ -16,20 +18,24 @@ def visible_gpus() -> list[str]:
     return [str(number) for number in range(count)] if named is None else [n.strip() for n in named.split(",")][:count]
 
 
-def gpus_per_worker(config: ExperimentConfig) -> int:
-    """GPUs that one of several workers needs."""
-    return config.launcher.gpus_per_run or config.training.devices
+def num_devices(run: Run) -> int:
+    """GPUs that a run takes, where there are any."""
+    training = run.config.training
+    return 0 if training.accelerator == "cpu" else training.devices if run.may_take_all_ranks else 1
 
 
-def share_gpus(config: ExperimentConfig, workers: int, gpus: list[str]) -> list[list[str]] | None:
-    """The GPUs of each worker: no two have one in common, unless `launcher.workers_per_gpu` says so. None where workers
-    see what this process sees: there is one alone, or no GPU is used.
+def share_gpus(launcher: LauncherConfig, runs: Sequence[Run], gpus: list[str]) -> list[list[str]] | None:
+    """The GPUs of each of the workers that do these runs, any of which may get any run: no two have one in common, unless
+    `launcher.workers_per_gpu` says so. None where workers see what this process sees: there is one, or no GPU is used.
 
     Raises UserError where there are too few.
     """
-    if workers == 1 or not gpus or config.training.accelerator == "cpu":
+    workers, most = min(launcher.workers, len(runs)), max(map(num_devices, runs), default=0)
+    if workers <= 1 or not gpus or not most:
         return None
-    each, sharing = gpus_per_worker(config), config.launcher.workers_per_gpu
+    each, sharing = launcher.gpus_per_run or most, launcher.workers_per_gpu
+    if each < most:
+        raise UserError(f"launcher.gpus_per_run: {each}, and a run takes {most} (training.devices); set it to 0")
     groups = len(gpus) // each
     if workers > groups * sharing:
         needed = -(-workers // sharing) * each

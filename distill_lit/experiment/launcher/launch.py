@@ -42,6 +42,6 @@ def launch_runs(
         outcome = Outcome()
         if todo:
             launcher = LocalLauncher(config, folder, todo, display, outcome, signals)
-            with services_beside(todo, lambda: tuple(launcher.pending), display.note):
+            with services_beside(todo, folder, lambda: tuple(launcher.pending), display.note):
                 launcher.run()
         return outcome

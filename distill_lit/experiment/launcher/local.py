@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from distill_lit.utils.progress import NOTE_STAGE
 from distill_lit.utils.redaction import redact_file
 
 STOP_SECONDS = 60  # for a worker to come to the end of its step and begin its checkpoint
+MAX_EARLY_DEATHS = 3  # of workers that have not been ready yet, one after the other in one place
 POLL_SECONDS = 0.05
 ELSEWHERE_SECONDS = 1.0  # between looks at runs that other drivers are at
 
@@ -123,11 +125,12 @@ class LocalLauncher:
         self.inbox: queue.Queue[Any] = queue.Queue()
         self.count = min(config.launcher.workers, len(todo))
         self.threads = threads_per_worker(config.launcher.threads_per_worker, self.count)
-        self.gpus = share_gpus(config, self.count, visible_gpus())
+        self.gpus = share_gpus(config.launcher, todo, visible_gpus())
         self.gpu_share = config.launcher.workers_per_gpu if self.gpus else 1
         self.began = time.time()
         self.pending = {run.name for run in todo}
         self.workers: dict[int, Worker] = {}
+        self._early_deaths: Counter[int] = Counter()  # by the number of the worker
         self._noted: set[str] = set()
 
     def run(self) -> None:
@@ -248,15 +251,27 @@ class LocalLauncher:
         elif kind == "exit":
             if run is not None:
                 self._finish(worker, run, worker.preempted or _exit_reason(event["code"]))
-            elif event["code"] > 0 and not worker.is_ready and self.pending:
-                raise FatalRunError(f"a worker could not start; see {worker.path}")
+            elif not worker.is_ready and self.pending:
+                self._note_early_death(worker, event["code"])
             if self.waiting:
                 self._start_worker(worker.number)
-        worker.is_ready = worker.is_ready or kind == "ready"
+        if kind == "ready":
+            worker.is_ready = True
+            del self._early_deaths[worker.number]
         if kind in ("ready", "done", "failed"):
             self._assign_next(worker)
         if kind == "busy":
             self._look_elsewhere()
+
+    def _note_early_death(self, worker: Worker, code: int) -> None:
+        """Raises FatalRunError where a worker has ended with an error before it was ready, or was killed too often: the
+        next one would end alike."""
+        self._early_deaths[worker.number] += 1
+        line = f"a worker that was not ready yet {describe_exit_code(code)}"
+        if code > 0 or self._early_deaths[worker.number] == MAX_EARLY_DEATHS:
+            times = "" if code > 0 else f", {MAX_EARLY_DEATHS} times in a row"
+            raise FatalRunError(f"{line}{times}; see {worker.path}")
+        self.display.note(f"{line}; started again")
 
     def _finish(self, worker: Worker, run: Run, reason: str) -> None:
         worker.run = None
@@ -266,7 +281,7 @@ class LocalLauncher:
         self.display.finish_run(run, reason, read_run_results(run, self.folder / run.name))
         self._fail_dependents()
         for idle in self.workers.values():
-            if idle is not worker and idle.run is None and idle.process.poll() is None:
+            if idle is not worker and idle.run is None and idle.is_ready and idle.is_alive:
                 self._assign_next(idle)
 
     def _fail(self, run: Run, reason: str) -> None:

@@ -1,11 +1,16 @@
-"""What `auto` stands for on a cluster: asked once, kept beside the runs, the same while SLURM does not answer."""
+"""What `auto` stands for: measured here or asked of a cluster, kept beside the runs, the same whatever is said later."""
 
 import os
 from pathlib import Path
+from socket import gethostname
 
 import pytest
+import torch
 
+from distill_lit.experiment import estimate
 from distill_lit.experiment.experiment import Experiment
+from distill_lit.experiment.launcher import launch
+from distill_lit.experiment.launcher.outcome import Outcome
 from distill_lit.experiment.launcher.slurm import node
 from distill_lit.utils import hardware
 from distill_lit.utils.exceptions import UserError
@@ -104,3 +109,37 @@ def test_runs_that_were_planned_before_are_planned_again(tmp_path: Path, calls: 
     before = [run.name for run in early.runs]
     early.measure_cluster()
     assert [run.name for run in early.runs] != before
+
+
+def test_this_machine_measures_once_and_all_shards_take_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another machine, or as many threads as another day, would say bfloat16: the runs stay those that have begun."""
+    said, measured = ["float32"], list[str]()
+
+    def fastest_dtype(device: torch.device) -> str:
+        measured.append(device.type)
+        return said[0]
+
+    def local(*changes: str) -> Experiment:
+        cpu = ("training.accelerator=cpu", "grid={seed: [0, 1, 2]}", *changes)
+        return Experiment.from_yaml("quickstart", cpu, tmp_path)
+
+    monkeypatch.setattr(hardware, "fastest_dtype", fastest_dtype)
+    monkeypatch.setattr(launch, "launch_runs", lambda *_: Outcome())
+    monkeypatch.setattr(estimate, "estimate_runs", lambda _: {})
+    monkeypatch.setattr(estimate, "require_disk_space", lambda *_: None)
+    first, late = local(), local()
+    names = [run.name for run in first.runs]
+    assert measured == ["cpu"]  # whatever the number of points
+    assert not first.runs_folder.exists()  # nothing has begun
+    said[0] = "bfloat16"
+    assert [run.name for run in late.runs] != names  # planned while nothing is kept
+    first.launch()
+    assert read_json(first.runs_folder / "dtypes.json") == {"local cpu": {"dtype": "float32", "host": gethostname()}}
+    again = local()
+    assert [run.name for run in again.runs] == names and again.resolved_config.evaluation.dtype == "float32"
+    again.launch()
+    assert measured == ["cpu", "cpu"]
+    with pytest.raises(UserError, match="dtypes.json: .* has just chosen float32 for auto; the same command again"):
+        late.launch()
+    (first.runs_folder / "dtypes.json").write_text("[")  # damaged: measured again
+    assert local().resolved_config.training.precision == "bfloat16"

@@ -8,19 +8,29 @@ import torch
 from rich.console import Console
 
 from distill_lit.cli.commands import run as run_command
+from distill_lit.cli.run_table import gpu_lines
 from distill_lit.config import ExperimentConfig, LauncherConfig, StudentConfig, TeacherConfig, TrainingConfig
-from distill_lit.experiment import validation
+from distill_lit.config.roles import Role
+from distill_lit.experiment import completion, validation
 from distill_lit.experiment.experiment import Experiment
 from distill_lit.experiment.launcher.devices import limit_gpu_memory, share_gpus, visible_gpus, worker_environment
+from distill_lit.experiment.launcher.shards import choose_named
 from distill_lit.experiment.pace import threads_per_worker
+from distill_lit.experiment.planned_run import Run
 from distill_lit.utils.exceptions import UserError
 
+DTYPES = [f"{key}=float32" for key in ("training.precision", "teacher.dtype", "evaluation.dtype")]
 
-def config(accelerator: str = "auto", devices: int = 1, **launcher: int) -> ExperimentConfig:
+
+def run_of(accelerator: str = "auto", devices: int = 1, role: Role = Role.DISTILLED) -> Run:
     training = TrainingConfig(accelerator=accelerator, devices=devices)  # type: ignore[arg-type]
     students = {"s": StudentConfig()}
-    return ExperimentConfig("x", teacher=TeacherConfig(model="x"), students=students, training=training,
-                            launcher=LauncherConfig(**launcher))  # fmt: skip
+    config = ExperimentConfig("x", teacher=TeacherConfig(model="x"), students=students, training=training)
+    return Run(role, f"{role}-{devices}", "0" * 16, config, "s")
+
+
+def share(runs: list[Run], gpus: list[str], workers: int = 8, **launcher: int) -> list[list[str]] | None:
+    return share_gpus(LauncherConfig(workers=workers, **launcher), runs, gpus)
 
 
 @pytest.fixture
@@ -30,16 +40,20 @@ def eight_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_each_of_eight_workers_has_its_own(eight_gpus: None) -> None:
-    assert share_gpus(config(workers=8), 8, visible_gpus()) == [[str(number)] for number in range(8)]
-    shared = share_gpus(config(devices=2), 4, visible_gpus())
-    assert shared == [["0", "1"], ["2", "3"], ["4", "5"], ["6", "7"]]
-    assert share_gpus(config(gpus_per_run=3), 2, visible_gpus()) == [["0", "1", "2"], ["3", "4", "5"]]
+    assert share([run_of()] * 9, visible_gpus()) == [[str(number)] for number in range(8)]
+    pairs = [["0", "1"], ["2", "3"], ["4", "5"], ["6", "7"]]
+    assert share([run_of(devices=2)] * 4, visible_gpus()) == pairs
+    assert share([run_of()] * 2, visible_gpus(), gpus_per_run=3) == [["0", "1", "2"], ["3", "4", "5"]]
+    alone = [run_of(devices=4, role=Role.UNTRAINED), run_of(devices=4, role=Role.TEACHER)]  # one of the ranks builds them
+    assert share([*alone, run_of(devices=2), run_of()], visible_gpus()) == pairs  # any of them may get any run
+    with pytest.raises(UserError, match="launcher.gpus_per_run: 1, and a run takes 2 .training.devices."):
+        share([run_of(), run_of(devices=2)], visible_gpus(), gpus_per_run=1)
 
 
 def test_the_ids_that_are_visible_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5, GPU-8a")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    gpus = share_gpus(config(), 2, visible_gpus())
+    gpus = share([run_of()] * 2, visible_gpus())
     assert gpus == [["5"], ["GPU-8a"]]
     assert worker_environment(gpus[1], 3)["CUDA_VISIBLE_DEVICES"] == "GPU-8a"
     assert worker_environment(None, 3)["CUDA_VISIBLE_DEVICES"] == "5, GPU-8a"
@@ -47,20 +61,22 @@ def test_the_ids_that_are_visible_are_shared_out(monkeypatch: pytest.MonkeyPatch
 
 def test_two_share_one_only_if_asked() -> None:
     with pytest.raises(UserError) as error:
-        share_gpus(config(), 8, ["0", "1", "2", "3"])
+        share([run_of()] * 8, ["0", "1", "2", "3"])
     assert str(error.value) == (
         "launcher.workers: 8 workers with 1 GPUs each need 8, and there are 4; set launcher.workers=4, or "
         "launcher.workers_per_gpu=2 to let workers share one"
     )
-    assert share_gpus(config(workers_per_gpu=2), 8, ["0", "1", "2", "3"]) == [[n] for n in "01230123"]
+    assert share([run_of()] * 8, ["0", "1", "2", "3"], workers_per_gpu=2) == [[n] for n in "01230123"]
     with pytest.raises(UserError, match="need 4, and there are 1; set launcher.workers=1$"):
-        share_gpus(config(devices=2), 2, ["0"])
+        share([run_of(devices=2)] * 2, ["0"])
 
 
 def test_one_worker_and_processors_see_everything() -> None:
-    assert share_gpus(config(), 1, ["0", "1"]) is None
-    assert share_gpus(config("cpu"), 2, ["0"]) is None
-    assert share_gpus(config(), 8, []) is None
+    assert share([run_of()], ["0", "1"]) is None
+    assert share([run_of()] * 2, ["0"], workers=1) is None
+    assert share([run_of("cpu")] * 2, ["0"]) is None
+    assert share([run_of()] * 8, []) is None
+    assert share([], ["0"]) is None
 
 
 def test_memory_and_threads_are_shared_out_alike(monkeypatch: pytest.MonkeyPatch, eight_gpus: None) -> None:
@@ -75,14 +91,42 @@ def test_memory_and_threads_are_shared_out_alike(monkeypatch: pytest.MonkeyPatch
     assert [threads_per_worker(0, workers) for workers in (1, 2, 8)] == [4, 2, 1]
 
 
-def test_the_check_counts_runs_as_the_launch_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two points of a grid are seven runs, for four of which there are workers at a time."""
+@pytest.fixture
+def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(validation, "visible_gpus", lambda: ["0", "1"])
-    dtypes = [f"{key}=float32" for key in ("training.precision", "teacher.dtype", "evaluation.dtype")]
-    with pytest.raises(UserError, match="launcher.workers: 4 workers with 1 GPUs each need 4, and there are 2"):
-        Experiment.from_yaml("quickstart", [*dtypes, "launcher.workers=4"], tmp_path)
+
+
+def test_the_check_counts_runs_as_the_launch_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, two_gpus: None) -> None:
+    """Two points of a grid are seven runs, for four of which there are workers at a time; of one that is chosen, with
+    its cache, and of two that are left, for two."""
+    too_many = Experiment.from_yaml("quickstart", [*DTYPES, "launcher.workers=4"], tmp_path)  # may be planned and fetched
+    words = "launcher.workers: 4 workers with 1 GPUs each need 4, and there are 2"
+    with pytest.raises(UserError, match=words):
+        too_many.prepare()
+    assert [line.startswith(words) for line in gpu_lines(too_many, too_many.runs)] == [True]
+    with monkeypatch.context() as patch:
+        left = [run.name for run in too_many.runs[:2]]
+        patch.setattr(completion, "is_run_complete", lambda run, folder: folder == too_many.folder_of(run) and
+                      run.name not in left)  # fmt: skip
+        too_many.check_gpus(too_many.runs)
+    too_many.chosen = frozenset(choose_named(too_many.runs, ["deep-untrained"]))
+    too_many.check_gpus(too_many.runs_with_dependencies(()))
     for fine in (["launcher.workers=2"], ["launcher.workers=4", "training.accelerator=cpu"]):
-        Experiment.from_yaml("quickstart", [*dtypes, *fine], tmp_path)
+        experiment = Experiment.from_yaml("quickstart", [*DTYPES, *fine], tmp_path)
+        assert gpu_lines(experiment, experiment.runs) == []
+
+
+def test_devices_are_those_of_the_runs(tmp_path: Path, two_gpus: None) -> None:
+    """An axis of devices: with one worker a run may take both GPUs, and none three."""
+    grid = "grid={training.devices: [1, 2], student: [deep]}"
+    experiment = Experiment.from_yaml("quickstart", [*DTYPES, grid], tmp_path)
+    experiment.check_gpus(experiment.runs)
+    experiment = Experiment.from_yaml("quickstart", [*DTYPES, grid.replace("2]", "3]")], tmp_path)
+    with pytest.raises(UserError, match="training.devices: deep-.*devices=3 takes 3 GPUs, and 2 are here"):
+        experiment.check_gpus(experiment.runs)
+    experiment = Experiment.from_yaml("quickstart", [*DTYPES, grid, "launcher.workers=2"], tmp_path)
+    with pytest.raises(UserError, match="launcher.workers: 2 workers with 2 GPUs each need 4, and there are 2"):
+        experiment.check_gpus(experiment.runs)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from distill_lit.config import ExperimentConfig
-from distill_lit.config.roles import Role
 from distill_lit.experiment.planned_run import BUILD, EVALUATE, Run
 
 GPU_FREE = "cpu"  # the accelerator that asks for no GPU
@@ -46,8 +45,7 @@ def job_shape(run: Run, part: str) -> Shape:
     """What one job of a run asks for: a training has all its nodes and devices, and what else there is those of one
     process. There is one process on each node, which starts the ranks there."""
     slurm, training = run.config.launcher.slurm, run.config.training
-    may_be_sharded = run.role == Role.TEACHER_CACHE and training.strategy != "ddp"
-    is_together = training.ranks > 1 and part != EVALUATE and (run.is_trained or may_be_sharded)
+    is_together = training.ranks > 1 and part != EVALUATE and run.may_take_all_ranks
     nodes, ranks = (training.nodes, training.devices) if is_together else (1, 1)
     uses_gpus = slurm.gpus_per_node > 0 and training.accelerator != GPU_FREE
     gpus = (ranks if is_together else slurm.gpus_per_node) if uses_gpus else 0

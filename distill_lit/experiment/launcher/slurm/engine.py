@@ -22,7 +22,6 @@ from distill_lit.experiment.launcher.slurm.task import RESTARTS_FILE
 from distill_lit.experiment.launcher.slurm.watch import Watch
 from distill_lit.experiment.planned_run import Run
 from distill_lit.experiment.run_state import STATE_NAME
-from distill_lit.experiment.services import needed_services
 from distill_lit.experiment.stopping import Terminated, stopping_on_signals
 from distill_lit.utils.exceptions import UserError
 
@@ -36,11 +35,6 @@ def launch_on_slurm(config: ExperimentConfig, runs: list[Run], folder: Path, dis
     Raises UserError for what the cluster will not take, before anything is submitted, and Terminated after a signal.
     """
     check_cluster(config, runs)
-    if needed_services(runs):
-        raise UserError(
-            "teacher.server.service: a server beside the runs is for launcher.engine=local; start it on a node of its own, "
-            "and give its address"
-        )
     check_shared_folder(config, folder, display.note)
     with driver_lease(folder):
         todo = prepare_runs(config, runs, folder, display.note)

@@ -16,11 +16,11 @@ from distill_lit.experiment.launcher.slurm.checks import check_cluster
 from distill_lit.experiment.launcher.slurm.probe import FLOCK_NAME, TOKEN_NAME
 from distill_lit.experiment.launcher.slurm.records import records_folder
 from distill_lit.experiment.launcher.slurm.squeue import SlurmError, cluster_settings, has_slurm, run_command
+from distill_lit.experiment.precision import DTYPES_FILE, read_kept_dtypes
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import cache_root, fingerprint, read_mapping, write_json
 
 FREE_NODE_SECONDS = 30  # in which a node must be free for a question that is only asked to be sure
-DTYPES_FILE = "dtypes.json"  # in the folder of the runs: {kind of node: {dtype, host}}
 SETTLE_SECONDS = 900.0  # for a node to say which number format is its fastest
 
 
@@ -89,8 +89,7 @@ class ClusterDtypes:
     def __init__(self, folder: Path) -> None:
         """folder: of the runs of an experiment."""
         self.path = folder / DTYPES_FILE
-        found = read_mapping(self.path).items()
-        self._kept = {kind: facts for kind, facts in found if isinstance(facts, dict) and "dtype" in facts}
+        self._kept = read_kept_dtypes(folder)
 
     def of(self, config: ExperimentConfig) -> str:
         """The number format of a config; empty where no node has been asked, or SLURM is not on this machine. Raises
