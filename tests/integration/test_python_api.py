@@ -315,13 +315,75 @@ def test_batches_that_are_none(models: tuple[Any, Any], batch: Any, words: str) 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({}, "lr_scheduler: it needs the number of steps"),
-        ({"loss": losses.cosine(1, 0) * losses.CrossEntropy(), "optimizer": torch.optim.SGD}, "loss: its schedules need"),
+        ({}, "lr_scheduler: a schedule needs the number of steps"),
+        (
+            {"loss": losses.cosine(1, 0) * losses.CrossEntropy(), "optimizer": torch.optim.SGD},
+            "loss: a schedule needs the number of steps",
+        ),
     ],
 )
 def test_a_trainer_without_an_end(models: tuple[Any, Any], loader: DataLoader, changes: dict, words: str) -> None:
     with pytest.raises(UserError, match=words):
         L.Trainer(max_epochs=-1, **QUIET).fit(Distiller(*models, **changes), loader)
+
+
+class Endless(torch.utils.data.IterableDataset):
+    """Rows of a loader, as a stream without a length."""
+
+    def __init__(self, loader: DataLoader) -> None:
+        self.loader = loader
+
+    def __iter__(self) -> Any:
+        yield from self.loader
+
+
+@pytest.mark.parametrize(
+    ("changes", "who"),
+    [({}, "lr_scheduler"), ({"loss": losses.cosine(1, 0) * losses.CrossEntropy(), "optimizer": torch.optim.SGD}, "loss")],
+)
+def test_epochs_of_a_stream_are_no_number_of_steps(
+    models: tuple[Any, Any], loader: DataLoader, changes: dict, who: str
+) -> None:
+    stream = DataLoader(Endless(loader), batch_size=None)
+    with pytest.raises(UserError, match=f"{who}: a schedule needs the number of steps"):
+        L.Trainer(max_epochs=1, **QUIET).fit(Distiller(*models, **changes), stream)
+
+
+def test_a_stream_needs_no_length_where_nothing_is_scheduled_or_the_steps_are_given(
+    models: tuple[Any, Any], loader: DataLoader
+) -> None:
+    stream = DataLoader(Endless(loader), batch_size=None)
+    constant = Distiller(*models, optimizer=functools.partial(torch.optim.SGD, lr=0.1))
+    trainer = L.Trainer(max_epochs=1, **QUIET)
+    trainer.fit(constant, stream)
+    assert trainer.global_step == len(loader)
+    scheduled = Distiller(*models, loss=losses.linear(1.0, 0.0) * losses.CrossEntropy() + losses.ForwardKL())
+    L.Trainer(max_steps=4, **QUIET).fit(scheduled, stream)
+    assert scheduled.progress == 1.0
+
+
+@pytest.mark.parametrize(
+    ("dtype", "precision", "is_warned"),
+    [
+        (torch.bfloat16, "32-true", True),
+        (torch.bfloat16, "bf16-mixed", True),
+        (torch.bfloat16, "bf16-true", False),  # as asked for
+        (torch.float32, "bf16-mixed", False),
+    ],
+)
+def test_weights_that_round_their_steps_away_are_warned_of(
+    models: tuple[Any, Any],
+    loader: DataLoader,
+    caplog: pytest.LogCaptureFixture,
+    dtype: torch.dtype,
+    precision: str,
+    is_warned: bool,
+) -> None:
+    student, teacher = models
+    L.Trainer(max_steps=1, precision=precision, **QUIET).fit(Distiller(student.to(dtype), teacher), loader)
+    lines = [line for line in caplog.messages if "rounds small steps of the optimizer away" in line]
+    assert len(lines) == is_warned
+    assert not is_warned or f"{sum(p.numel() for p in student.parameters())} weights to be trained are bfloat16" in lines[0]
 
 
 def test_a_padded_vocabulary_is_cut_to_the_smaller_one(models: tuple[Any, Any], loader: DataLoader) -> None:
