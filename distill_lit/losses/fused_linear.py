@@ -116,6 +116,12 @@ def fused_linear_loss(
     return LossOutput(total, terms, measures, len(labels))
 
 
+def product_dtype(factor: Tensor) -> torch.dtype:
+    """The number format of products of hidden states or of a head: autocast's where it is on, else that of the factor."""
+    is_autocast = torch.is_autocast_enabled(factor.device.type)
+    return torch.get_autocast_dtype(factor.device.type) if is_autocast else factor.dtype
+
+
 def _check(objective: Objective, target: TeacherTarget | SpanTarget | Tensor | None, on_policy_mask: Tensor | None) -> None:
     if target is None and objective.needs_teacher:
         term = next(term for term in objective.terms if isinstance(term, FeatureTerm) or term.needs_teacher)

@@ -43,6 +43,7 @@ from distill_lit.losses import (
     fused_linear_loss,
     label_logprobs_from_hidden,
 )
+from distill_lit.losses.fused_linear import product_dtype
 from distill_lit.losses.lm_head import LMHead, get_lm_head
 from distill_lit.losses.reduction import engine_gap_sums
 from distill_lit.losses.targets import IGNORE_INDEX, CrossTokenizerTarget, TeacherTarget
@@ -162,7 +163,8 @@ class DistillationLoss(nn.Module):
             target, teacher_states = ask() if target_cache is None else target_cache.get(dict(batch), ask)
         labels = targets[loss_mask]
         lm_head = get_lm_head(student, self._vocab_size_of(student))
-        dtype, settings = self._product_dtype(hidden), self.settings
+        settings = self.settings
+        dtype = settings.dtype or product_dtype(hidden)
         with torch.autocast(hidden.device.type, enabled=False), self._lm_head_gradient():
             if isinstance(target, CrossTokenizerTarget) and self.objective.reads_span_logprobs:
                 logprobs = label_logprobs_from_hidden(hidden.to(dtype), lm_head, labels, settings.chunk_size)
@@ -217,12 +219,6 @@ class DistillationLoss(nn.Module):
             )
         return self.vocab_size or rows
 
-    def _product_dtype(self, hidden: Tensor) -> torch.dtype:
-        if self.settings.dtype is not None:
-            return self.settings.dtype
-        is_autocast = torch.is_autocast_enabled(hidden.device.type)
-        return torch.get_autocast_dtype(hidden.device.type) if is_autocast else hidden.dtype
-
     def _lm_head_gradient(self) -> AbstractContextManager[None]:
         """No gradient is asked of the lm_head where all terms are on hidden states; it then only measures."""
         return nullcontext() if self.objective.logit_terms else torch.no_grad()
@@ -246,7 +242,7 @@ def _engine_gap(
 
 def lm_head_rows(model: Any) -> int:
     """Rows of a causal language model's lm_head. Raises UserError for a model without one."""
-    return int(get_lm_head(model, 0).weight.shape[0])
+    return get_lm_head(model).vocab_size
 
 
 def shared_vocab_size(student: Any, teacher: Any) -> int:
