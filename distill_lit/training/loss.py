@@ -46,7 +46,7 @@ from distill_lit.losses import (
 from distill_lit.losses.fused_linear import product_dtype
 from distill_lit.losses.lm_head import LMHead, get_lm_head
 from distill_lit.losses.reduction import engine_gap_sums
-from distill_lit.losses.targets import IGNORE_INDEX, CrossTokenizerTarget, TeacherTarget
+from distill_lit.losses.targets import IGNORE_INDEX, CrossTokenizerTarget, TeacherTarget, cut_vocabulary
 from distill_lit.models.activations import Activations, LayersByKind, capture_activations
 from distill_lit.models.document_spans import document_ids_of
 from distill_lit.models.packing_check import last_hidden_state
@@ -105,7 +105,8 @@ class DistillationLoss(nn.Module):
             vocab_size = vocab_size or lm_head_rows(teacher)
             teacher = OnlineTeacher(teacher, vocab_size)
         self.teacher: Teacher | None = teacher
-        self.vocab_size, self.settings = vocab_size, settings or FusedLossSettings()
+        self.vocab_size = vocab_size or getattr(teacher, "vocab_size", None)
+        self.settings = settings or FusedLossSettings()
         self.feature_alignment = feature_alignment
         self._teacher_device: torch.device | None = None
         for term in self.objective.terms:
@@ -173,7 +174,7 @@ class DistillationLoss(nn.Module):
                 self.objective,
                 hidden.to(dtype),
                 lm_head,
-                target,
+                target and cut_vocabulary(target, lm_head.vocab_size),
                 labels,
                 denominator=denominator,
                 on_policy_mask=batch["on_policy_mask"][:, 1:][loss_mask] if "on_policy_mask" in batch else None,
@@ -254,7 +255,8 @@ def shared_vocab_size(student: Any, teacher: Any) -> int:
     if teacher is student:
         raise UserError("teacher: it is the student itself; load the model twice")
     rows = [lm_head_rows(model) for model in (student, teacher) if isinstance(model, nn.Module)]
-    rows += [teacher.vocab_size] if hasattr(teacher, "vocab_size") and not isinstance(teacher, nn.Module) else []
+    if not isinstance(teacher, nn.Module) and getattr(teacher, "vocab_size", None) is not None:
+        rows.append(teacher.vocab_size)
     if len(set(rows)) > 1:
         log.warning(
             "the lm_heads have %s rows; the first %d tokens are compared, one tokenizer is assumed", rows, min(rows)

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForLanguageModeling
 
 from distill_lit import DistillationLoss, Distiller, losses
-from distill_lit.teachers import OnlineTeacher
+from distill_lit.teachers import MixtureTeacher, OnlineTeacher
 from distill_lit.training.loss import FusedLossSettings
 from distill_lit.utils.exceptions import UserError
 
@@ -391,3 +391,29 @@ def test_a_padded_vocabulary_is_cut_to_the_smaller_one(models: tuple[Any, Any], 
     module = Distiller(student, teacher, losses.ForwardKL())
     assert isinstance(module.loss.teacher, OnlineTeacher)
     torch.testing.assert_close(module.loss(student, batch).total, plain)
+
+
+@pytest.mark.parametrize("kind", ["online", "mixture", "routed"])
+def test_padded_heads_of_teachers_are_cut_as_those_of_models_are(
+    models: tuple[Any, Any], loader: DataLoader, kind: str
+) -> None:
+    """The rows behind the tokens, which the teacher prefers to every token, do not count."""
+    student, model = models
+    batch = next(iter(loader))
+    batch["corpus_ids"] = torch.zeros_like(batch["input_ids"])
+    plain = DistillationLoss(losses.ForwardKL(), model)(student, batch).total
+    tiny_models.pad_head(model, 320)
+    teacher: Any = OnlineTeacher(model)
+    if kind != "online":
+        parts = {"one": teacher, "same": OnlineTeacher(model)}
+        teacher = MixtureTeacher(parts, {"one": 0.4, "same": 0.6} if kind == "mixture" else [{"same": 1.0}])
+    module = Distiller(student, teacher, losses.ForwardKL())
+    torch.testing.assert_close(module.loss(student, batch, compute_metrics=True).total, plain)
+
+
+def test_a_teacher_of_fewer_tokens_than_are_compared_is_refused(models: tuple[Any, Any], loader: DataLoader) -> None:
+    student, teacher = models
+    criterion = DistillationLoss(losses.ForwardKL(), OnlineTeacher(teacher, 290), vocab_size=300)
+    with pytest.raises(UserError, match="vocab_size: 300 tokens are compared, and the teacher gives 290; give that"):
+        criterion(student, next(iter(loader)))
+    assert DistillationLoss(losses.ForwardKL(), OnlineTeacher(teacher, 290)).vocab_size == 290
