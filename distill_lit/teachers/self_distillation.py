@@ -49,29 +49,37 @@ class EMATeacher(OnlineTeacher):
         vocab_size: int | None = None,
         documents: TeacherDocuments | None = None,
     ) -> None:
-        """Begins with a copy of the student in its number format, which is to be float32: a shorter one would lose small
-        steps. decay: 0 (the student itself) to 1 exclusive; documents: as in `OnlineTeacher`."""
+        """Begins with a copy of the student in its number format. Averages of 16-bit weights are kept in float32 beside it,
+        rounded for each forward pass: steps of 1 − decay would be rounded away. decay: 0 (the student itself) to 1
+        exclusive; documents: as in `OnlineTeacher`."""
         super().__init__(copy.deepcopy(student), vocab_size, documents=documents)
         self.decay = decay
+        self._long_averages: dict[str, Tensor] = {}  # of 16-bit weights
 
     @torch.no_grad()
     def follow(self, student: Any) -> None:
         """Takes in the student's weights after an optimizer step; what is not trained stays as it is."""
-        averages = dict(self.model.named_parameters())
+        own = dict(self.model.named_parameters())
         for name, parameter in student.named_parameters():
             if parameter.requires_grad:
-                weights = full_tensor(parameter)
-                averages[name].lerp_(weights.to(averages[name]), 1 - self.decay)
+                average = self._long_averages.get(name, own[name])
+                if average.dtype.itemsize < 4:
+                    average = self._long_averages[name] = average.float()
+                average.lerp_(full_tensor(parameter).to(average), 1 - self.decay)
+                if average is not own[name]:
+                    own[name].copy_(average)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The averaged weights by name."""
-        return {name: parameter.detach() for name, parameter in self.model.named_parameters()}
+        return {name: parameter.detach() for name, parameter in self.model.named_parameters()} | self._long_averages
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Puts saved weights back."""
         for name, parameter in self.model.named_parameters():
             parameter.copy_(state[name])
+            if parameter.dtype != state[name].dtype:
+                self._long_averages[name] = state[name].to(parameter.device, copy=True)
 
 
 class _StudentCopySource(TeacherSource):
