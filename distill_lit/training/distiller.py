@@ -6,6 +6,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from distill_lit.losses import LossOutput, default_objective
 from distill_lit.teachers import StudentFollowingTeacher
@@ -22,7 +23,9 @@ from distill_lit.training.metrics import TokenMeans
 from distill_lit.training.on_policy import OnPolicyGenerator
 from distill_lit.training.sharding import shard_for_training
 from distill_lit.training.target_cache import TargetCache, is_frozen
+from distill_lit.utils.exceptions import UserError
 
+DDP_WITH_UNUSED_PARAMETERS = "ddp_find_unused_parameters_true"  # Lightning's name
 MASTER_PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")  # of a Trainer that expects float32 weights
 
 
@@ -111,9 +114,17 @@ class Distiller(L.LightningModule):
                 optim.warn_of_rounding(self.parameters())
 
     def on_fit_start(self) -> None:
-        """Raises UserError for scheduled weights and temperatures in a training whose steps are not known."""
+        """Raises UserError for scheduled weights and temperatures in a training whose steps are not known, and for DDP that
+        would wait for gradients of layers behind those that are compared."""
         if self.loss.objective.is_scheduled:
             optim.check_steps_are_known("loss", self.total_steps)
+        wrapped = self.trainer.strategy.model
+        is_waiting = isinstance(wrapped, DistributedDataParallel) and not wrapped.find_unused_parameters
+        if is_waiting and not self.loss.objective.logit_terms:
+            raise UserError(
+                "strategy: a loss on hidden states alone leaves parameters without a gradient; give the Trainer "
+                f"strategy={DDP_WITH_UNUSED_PARAMETERS!r}"
+            )
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         """The loss of a micro-batch; `training.loss` says what it is divided by, and why it is multiplied here."""
