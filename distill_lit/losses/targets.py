@@ -84,7 +84,8 @@ class CrossTokenizerTarget(NamedTuple):
     def with_student_logprobs(self, label_logprobs: Tensor) -> "CrossTokenizerTarget":
         """With the student's log-probabilities of its spans, from those (N,) of its tokens."""
         inside = self.span_ids >= 0
-        total = torch.zeros(int(self.span_ids.max()) + 1 if len(self.span_ids) else 0, device=label_logprobs.device)
+        count = int(self.span_ids.max()) + 1 if len(self.span_ids) else 0
+        total = torch.zeros(count, dtype=torch.float32, device=label_logprobs.device)
         total = total.index_add(0, self.span_ids[inside], label_logprobs[inside].float())
         student = torch.zeros_like(self.span_target.student_span_logprob)
         student[inside] = total[self.span_ids[inside]]

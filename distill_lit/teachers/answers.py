@@ -82,9 +82,11 @@ class AnswersTeacher:
         for row, found in enumerate(known):
             rows += [self._entry(int(ids[row, column]), found.get(int(column))) for column in np.flatnonzero(mask[row]) + 1]
             self._count(len(found), int(mask[row].sum()))
-        best = torch.tensor([[token for token, _ in entry] for entry, _ in rows]).view(-1, self.tokens_per_position)
-        logprobs = torch.tensor([[value for _, value in entry] for entry, _ in rows]).view(-1, self.tokens_per_position)
-        target = TopKTarget(best.long(), logprobs, torch.tensor([own for _, own in rows]))
+        best, logprobs = (
+            torch.tensor([[pair[i] for pair in entry] for entry, _ in rows], dtype=dtype).view(-1, self.tokens_per_position)
+            for i, dtype in enumerate((torch.int64, torch.float32))
+        )
+        target = TopKTarget(best, logprobs, torch.tensor([own for _, own in rows], dtype=torch.float32))
         return TopKTarget(*(part.to(loss_mask.device) for part in target))
 
     def _known_tokens(self, ids: np.ndarray, columns: np.ndarray, is_supervised: np.ndarray) -> dict[int, Alternatives]:

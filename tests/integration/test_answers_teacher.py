@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.mock_openai_server import good, serving
+from helpers.rounding import bfloat16_default
 
 from distill_lit.config import (
     CorpusConfig,
@@ -98,6 +99,15 @@ def test_tokens_that_both_cut_alike_have_the_alternatives_and_others_their_label
         assert len(set(target.ids[row].tolist())) == teacher.tokens_per_position
     assert bool((target.logprobs.diff(dim=-1) <= 0).all())
     assert float(target.logprobs.exp().sum(-1).max()) <= 1.0
+
+
+def test_log_probabilities_are_float32_whatever_the_default_format_is(tokenizer: Any) -> None:
+    teacher = AnswersTeacher([answered(pieces_of(tokenizer, TEXT), {"a": -1.001})], tokenizer)
+    plain = teacher.target(*batch_of(tokenizer, "question ", TEXT))
+    with bfloat16_default():
+        found = teacher.target(*batch_of(tokenizer, "question ", TEXT))
+    assert found.logprobs.dtype == found.label_logprobs.dtype == torch.float32
+    assert all(torch.equal(one, other) for one, other in zip(found, plain, strict=True))
 
 
 def test_the_same_answer_to_two_prompts_has_two_sets_of_alternatives(tokenizer: Any) -> None:
