@@ -73,6 +73,10 @@ class MixtureTeacher:
         """What they say of the N positions that `loss_mask` (B, T − 1) marks: a `MixtureTarget`, or, where caches kept a
         few tokens of one teacher for each position, a target of that form."""
         weights = self._token_weights(batch, loss_mask)
+        if not len(weights):  # targets of no token are of the form of others: ranks measure the same
+            nothing = next(iter(self.teachers.values())).target(batch, loss_mask)
+            if isinstance(nothing, (TopKTarget, SampledTarget)):
+                return nothing
         is_asked = weights > 0
         said = [
             _ask(teacher, is_asked[:, number], batch, loss_mask) for number, teacher in enumerate(self.teachers.values())
