@@ -56,18 +56,23 @@ class EMATeacher(OnlineTeacher):
         self.decay = decay
         self._long_averages: dict[str, Tensor] = {}  # of 16-bit weights
 
+    def to(self, device: torch.device) -> None:
+        """Brings the averages to the student's device."""
+        super().to(device)
+        self._long_averages = {name: average.to(device) for name, average in self._long_averages.items()}
+
     @torch.no_grad()
     def follow(self, student: Any) -> None:
         """Takes in the student's weights after an optimizer step; what is not trained stays as it is."""
-        own = dict(self.model.named_parameters())
+        averages = dict(self.model.named_parameters())
         for name, parameter in student.named_parameters():
             if parameter.requires_grad:
-                average = self._long_averages.get(name, own[name])
-                if average.dtype.itemsize < 4:
-                    average = self._long_averages[name] = average.float()
+                rounded = averages[name]
+                is_short = rounded.dtype.itemsize < 4
+                average = self._long_averages.setdefault(name, rounded.float()) if is_short else rounded
                 average.lerp_(full_tensor(parameter).to(average), 1 - self.decay)
-                if average is not own[name]:
-                    own[name].copy_(average)
+                if is_short:
+                    rounded.copy_(average)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The averaged weights by name."""

@@ -138,7 +138,8 @@ class OnPolicyGenerator:
         batch: the means are over all of them, and one that has written nothing takes part without weight."""
         self._generation_seconds += facts.get("seconds", 0.0)
         for name in ON_POLICY_METRICS:
-            metric = self._mean_metrics.setdefault(name, MeanMetric().to(device).set_dtype(torch.float32))
+            metric = self._mean_metrics.setdefault(name, MeanMetric().to(device))
+            metric.set_dtype(torch.float32)  # not the default format that Lightning sets for bf16-true
             metric.update(facts.get(name, 0.0), weight=float(name in facts))
 
     def pop_metrics(self, elapsed: float) -> dict[str, float]:
