@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from distill_lit.evaluation.prefix_tree_lm import PrefixTreeLM
     from distill_lit.experiment.experiment import Experiment
     from distill_lit.losses.functional import FusedLinearDistillationLoss, fused_linear_distillation_loss
+    from distill_lit.losses.lm_head import get_lm_head
     from distill_lit.models.pruning import prune_depth, prune_width
     from distill_lit.teachers import (
         CrossTokenizerTeacher,
@@ -42,6 +43,7 @@ __all__ = [
     "UserError",
     "evaluate",
     "fused_linear_distillation_loss",
+    "get_lm_head",
     "load_results",
     "losses",
     "prune_depth",
@@ -64,6 +66,7 @@ _LAZY_IMPORTS = {
     "UserError": "utils.exceptions",
     "evaluate": "evaluation.evaluator",
     "fused_linear_distillation_loss": "losses.functional",
+    "get_lm_head": "losses.lm_head",
     "load_results": "analysis.results",
     "prune_depth": "models.pruning",
     "prune_width": "models.pruning",

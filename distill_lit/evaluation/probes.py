@@ -241,7 +241,7 @@ def _token_scores(logits: Tensor, teacher: Tensor | None, labels: Tensor, vocab_
         rows = slice(start, start + LOGIT_ROWS)
         wide = logits[rows].float()
         own = wide.log_softmax(-1).gather(-1, labels[rows, None])[:, 0]
-        compared = torch.full((3, len(own)), torch.nan, device=own.device)
+        compared = torch.full((3, len(own)), torch.nan, dtype=torch.float32, device=own.device)
         if teacher is not None:
             log_q, log_p = wide[:, :vocab_size].log_softmax(-1), teacher[rows, :vocab_size].float().log_softmax(-1)
             compared[0] = (log_p.exp() * (log_p - log_q)).sum(-1)

@@ -86,10 +86,11 @@ class APIClient:
         self._next_request_time = 0.0  # when the next request may begin
         self._reason = ""
         self._stop = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     async def send_all(self, requests: list[dict[str, Any]]) -> None:
         """Every request once answered. Raises RequestsAborted after the first failure, once those on their way are done."""
-        waiting = iter(requests)
+        self._loop, waiting = asyncio.get_running_loop(), iter(requests)
         async with self.client:
             await asyncio.gather(*(self._worker(waiting) for _ in range(min(self.remote.concurrency, len(requests)))))
         if self._unconfirmed_refusals:
@@ -98,9 +99,12 @@ class APIClient:
             raise RequestsAborted(self._reason)
 
     def interrupt(self, number: int) -> None:
-        """No new requests from now on."""
+        """No new requests from now on; any thread may call this."""
         self.received_signal = number
-        self._stop.set()
+        if self._loop is None:
+            self._stop.set()
+        else:
+            self._loop.call_soon_threadsafe(self._stop.set)
 
     def _give_up(self, reason: str) -> None:
         self._reason = self._reason or reason

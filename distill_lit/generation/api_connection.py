@@ -5,6 +5,7 @@ import importlib.util
 import os
 import signal
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -69,12 +70,27 @@ def send_requests(
         raise UserError(f"{server.base_url}: {len(requests)} answers are missing and HF_HUB_OFFLINE is set")
     client = APIClient(server, os.environ.get(server.api_key_variable) or "none", reply_log, api, on_reply)
     try:
-        asyncio.run(_send_until_interrupted(client, requests))
+        _run_to_end(client, requests)
     except RequestsAborted as stop:
         num_missing = len(requests) - client.num_replies
         raise UserError(
             f"{server.base_url}: {stop}; {num_missing} answers are missing, all others are kept: run again to go on"
         ) from stop
+
+
+def _run_to_end(client: APIClient, requests: list[dict[str, Any]]) -> None:
+    """`_send_until_interrupted`, in a thread of its own where this one has a running loop, as a notebook's has."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(_send_until_interrupted(client, requests))
+    with ThreadPoolExecutor(1, "requests") as thread:
+        answered = thread.submit(asyncio.run, _send_until_interrupted(client, requests))
+        try:
+            return answered.result()
+        except KeyboardInterrupt:
+            client.interrupt(signal.SIGINT)
+            raise
 
 
 async def _send_until_interrupted(client: APIClient, requests: list[dict[str, Any]]) -> None:

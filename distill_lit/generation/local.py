@@ -48,15 +48,13 @@ def generate_locally(
     """
     if config.chat:
         check_has_chat_template(tokenizer)
-    jobs = [
-        (prompt, sample, ids)
-        for prompt, ids in _encode_sorted_by_length(tokenizer, prompts, config.chat)
-        for sample in range(config.num_samples)
-    ]
-    check_ids([i for _, _, ids in jobs for i in ids], tokenizer, model.get_input_embeddings().weight.shape[0])
+    encoded = _encode_sorted_by_length(tokenizer, prompts, config.chat)
+    largest = [max(ids, default=0) for _, ids in encoded]
+    check_ids(largest, tokenizer, model.get_input_embeddings().weight.shape[0])
+    jobs = [(prompt, sample, ids) for prompt, ids in encoded for sample in range(config.num_samples)]
     eos_token_ids = get_eos_token_ids(model, tokenizer, config.chat)
     write: Writer = functools.partial(generate_batch, model, num_slots=config.batch_size)
-    lengths = [len(ids) + config.max_new_tokens for _, _, ids in jobs]
+    lengths = [len(ids) + config.max_new_tokens for _, ids in encoded]
     longest = max((length for length in lengths if length <= max_context(model.config)), default=0)
     if start_engine is not None and longest:
         write = start_engine(longest).generate

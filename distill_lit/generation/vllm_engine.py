@@ -139,7 +139,7 @@ class VLLMEngine:
         ids = torch.tensor([*prompt, *text.token_ids])
         log_q = logits_on(model, ids[None])[0, len(prompt) - 1 : -1].log_softmax(-1)
         said = log_q.gather(-1, ids[len(prompt) :, None])[:, 0]
-        difference = float((said - torch.tensor(text.logprobs)).abs().mean())
+        difference = float((said - torch.tensor(text.logprobs, dtype=torch.float32)).abs().mean())
         if not difference <= MAX_CHECK_DIFFERENCE:
             self.close()
             raise UserError(

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distill_lit.losses.fused_linear import fused_linear_loss
+from distill_lit.losses.fused_linear import fused_linear_loss, product_dtype
 from distill_lit.losses.lm_head import LMHead
 from distill_lit.losses.objective import FeatureTerm, Objective, Term, as_objective
 from distill_lit.losses.targets import IGNORE_INDEX, DenseTarget
@@ -24,9 +24,9 @@ def default_objective() -> Objective:
 
 def fused_linear_distillation_loss(
     hidden: Tensor,
-    lm_head_weight: Tensor,
+    lm_head_weight: Tensor | LMHead,
     teacher_hidden: Tensor | None,
-    teacher_lm_head_weight: Tensor | None,
+    teacher_lm_head_weight: Tensor | LMHead | None,
     labels: Tensor,
     *,
     loss: AnyLoss | None = None,
@@ -43,11 +43,13 @@ def fused_linear_distillation_loss(
 
     Args:
         hidden: the student's last hidden states, (B, T, D), or (N, D) of tokens that are chosen and shifted already.
-        lm_head_weight: (V, D) of the student; its gradient is formed in the same pass.
+        lm_head_weight: (V, D) of the student, whose logits are hidden @ weightᵀ + bias; or `get_lm_head(student)`, for any
+            model: some scale or cap their logits (Gemma 2, Granite, Cohere). Its gradient is formed in the same pass.
         teacher_hidden: (B, T, D') or (N, D') of the teacher for the same tokens; None for losses on labels alone.
-        teacher_lm_head_weight: (V', D') of the teacher.
+        teacher_lm_head_weight: (V', D') of the teacher, or `get_lm_head(teacher)`.
         labels: (B, T) as a batch of transformers has them, not shifted, −100 where nothing is predicted; or (N,) of the
             tokens that the N hidden states predict.
+        lm_head_bias, teacher_lm_head_bias: (V,) and (V',), beside weights.
         loss: of `distill_lit.losses`, a weighted sum of them, or None: ½ cross-entropy + ½ forward KL at T = 2.
         num_items_in_batch: supervised tokens of the whole optimizer step, as `Trainer.compute_loss` gets them: the sum over
             the micro-batches is then the exact mean. None: the mean over the tokens of this batch.
@@ -57,33 +59,37 @@ def fused_linear_distillation_loss(
         compiled: whether the element-wise part is compiled.
         kernel: whether it runs in a Triton kernel where there is one for it: on CUDA, for most losses.
 
-    Returns the loss, a scalar. Raises UserError for tensors that do not fit each other and for a loss that needs more.
+    Products with the heads are in autocast's number format where it is on; else those of the student in that of `hidden`,
+    those of the teacher in that of its head. Returns the loss, a scalar. Raises UserError for tensors that do not fit each
+    other and for a loss that needs more.
 
     Example:
         >>> hidden = student.get_decoder()(input_ids, attention_mask).last_hidden_state
         >>> with torch.no_grad():
         ...     teacher_hidden = teacher.get_decoder()(input_ids, attention_mask).last_hidden_state
-        >>> fused_linear_distillation_loss(
-        ...     hidden, student.lm_head.weight, teacher_hidden, teacher.lm_head.weight, labels
-        ... ).backward()
+        >>> lm_head, teacher_lm_head = get_lm_head(student), get_lm_head(teacher)
+        >>> fused_linear_distillation_loss(hidden, lm_head, teacher_hidden, teacher_lm_head, labels).backward()
     """
     objective = default_objective() if loss is None else as_objective(loss)
     if objective.feature_terms:
         raise UserError(f"{objective.feature_terms[0].key}: it compares layers, which this function does not see")
     hidden, targets, mask = _predictions("hidden", hidden, labels)
-    sizes = [weight.shape[0] for weight in (lm_head_weight, teacher_lm_head_weight) if weight is not None]
-    vocab_size = vocab_size or min(sizes)
+    head = _as_head(lm_head_weight, lm_head_bias)
     target = None
     if teacher_hidden is not None and teacher_lm_head_weight is not None:
         chosen, _, _ = _predictions("teacher_hidden", teacher_hidden, labels)
-        bias = None if teacher_lm_head_bias is None else teacher_lm_head_bias.detach()
-        target = DenseTarget(chosen.detach(), LMHead(teacher_lm_head_weight.detach(), bias, 1.0, 0.0, vocab_size))
+        teacher_head = _as_head(teacher_lm_head_weight, teacher_lm_head_bias)
+        vocab_size = vocab_size or min(head.vocab_size, teacher_head.vocab_size)
+        dtype = product_dtype(teacher_head.weight)
+        with torch.no_grad():
+            target = DenseTarget(chosen.to(dtype), teacher_head._replace(vocab_size=vocab_size).cast(dtype))
     count = mask.sum() if num_items_in_batch is None else torch.as_tensor(num_items_in_batch, device=hidden.device)
+    hidden = hidden.to(product_dtype(hidden))
     with torch.autocast(hidden.device.type, enabled=False):
         return fused_linear_loss(
             objective,
             hidden,
-            LMHead(lm_head_weight, lm_head_bias, 1.0, 0.0, vocab_size),
+            head._replace(vocab_size=vocab_size or head.vocab_size),
             target,
             targets,
             denominator=count,
@@ -92,6 +98,10 @@ def fused_linear_distillation_loss(
             compiled=compiled,
             kernel=kernel,
         ).total
+
+
+def _as_head(weight: Tensor | LMHead, bias: Tensor | None) -> LMHead:
+    return weight if isinstance(weight, LMHead) else LMHead(weight, bias, 1.0, 0.0, weight.shape[0])
 
 
 def _predictions(name: str, hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -130,9 +140,9 @@ class FusedLinearDistillationLoss(nn.Module):
     def forward(
         self,
         hidden: Tensor,
-        lm_head_weight: Tensor,
+        lm_head_weight: Tensor | LMHead,
         teacher_hidden: Tensor | None,
-        teacher_lm_head_weight: Tensor | None,
+        teacher_lm_head_weight: Tensor | LMHead | None,
         labels: Tensor,
         **options: Any,
     ) -> Tensor:

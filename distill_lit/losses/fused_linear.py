@@ -27,6 +27,9 @@ from distill_lit.losses.reduction import TokenLogits, metric_denominator, term_s
 from distill_lit.losses.targets import SpanTarget, SparseTarget, TeacherTarget, target_form
 from distill_lit.utils.exceptions import UserError
 
+# of a token's gradient before it is rounded to float16: divided by the tokens of a step it would be 0
+FLOAT16_LIFT = 16.0
+
 
 class LossOutput(NamedTuple):
     """total: scalar to minimise, per token; term_sums: (K,) unweighted sums over tokens; metric_sums: sums over tokens;
@@ -94,6 +97,10 @@ def fused_linear_loss(
     _check(objective, target, on_policy_mask)
     weights, temperatures = _factors(objective, progress, denominator, hidden_states)
     device, dtype = hidden_states.device, hidden_states.dtype
+    lift = None
+    if dtype == torch.float16:
+        lift = FLOAT16_LIFT * denominator.clamp(min=1).to(weights)
+        weights = weights * lift
     plan = plan_kernel(objective, target, weights) if kernel and has_kernel(device, dtype) else None
     compiled = compiled and len(labels) > 0  # nothing is not worth a compilation of its own
     chunk_size = chunk_size or default_chunk_size(
@@ -113,7 +120,13 @@ def fused_linear_loss(
         total, terms = _evaluate(hidden_states, lm_head.cast(dtype), context, measures)
     else:
         total, terms = _FusedLinearLoss.apply(hidden_states, lm_head.weight, lm_head.bias, lm_head, context, measures)
-    return LossOutput(total, terms, measures, len(labels))
+    return LossOutput(total if lift is None else total / lift, terms, measures, len(labels))
+
+
+def product_dtype(factor: Tensor) -> torch.dtype:
+    """The number format of products of hidden states or of a head: autocast's where it is on, else that of the factor."""
+    is_autocast = torch.is_autocast_enabled(factor.device.type)
+    return torch.get_autocast_dtype(factor.device.type) if is_autocast else factor.dtype
 
 
 def _check(objective: Objective, target: TeacherTarget | SpanTarget | Tensor | None, on_policy_mask: Tensor | None) -> None:
@@ -174,6 +187,8 @@ class _FusedLinearLoss(torch.autograd.Function):
             raise RuntimeError("the fused losses gave their gradient away; compute them again for a second backward pass")
         gradients = []
         for gradient, dtype in zip(ctx.gradients, ctx.formats, strict=True):
+            if gradient is not None and gradient.dtype == torch.float16:
+                gradient = gradient.float()  # the factor of a GradScaler is beyond float16
             gradients.append(None if gradient is None else gradient.mul_(upstream).to(dtype))
         ctx.gradients = []
         return *gradients, None, None, None
@@ -202,6 +217,8 @@ def _add_product(total: Tensor, grad: Tensor, hidden: Tensor, compiled: bool) ->
         # in one product: no part of its own, and nothing is rounded before it is added
         torch.addmm(total, grad.t(), hidden, out_dtype=torch.float32, out=total)
     else:
+        if grad.dtype == torch.float16:  # whose sums over tokens would be infinite
+            grad, hidden = grad.float(), hidden.float()
         maybe_compile(_accumulate, compiled)(total, grad.t() @ hidden)
 
 

@@ -60,8 +60,10 @@ class LMHead(NamedTuple):
         return torch.tanh(logits / self.softcap) * self.softcap if self.softcap else logits
 
 
-def get_lm_head(model: Any, vocab_size: int) -> LMHead:
-    """The head of a causal language model, cut to its `vocab_size` real tokens."""
+def get_lm_head(model: Any, vocab_size: int | None = None) -> LMHead:
+    """The head of a causal language model, cut to its `vocab_size` real tokens; None: all rows.
+
+    Raises UserError for a model without one."""
     output = model.get_output_embeddings()
     if output is None:
         raise UserError(f"{type(model).__name__} has no output embeddings, so it is not a causal language model")
@@ -72,4 +74,6 @@ def get_lm_head(model: Any, vocab_size: int) -> LMHead:
     for name in LOGIT_DIVISOR_KEYS:
         scale /= getattr(config, name, None) or 1
     softcap = next((getattr(config, name) for name in LOGIT_SOFTCAP_KEYS if getattr(config, name, None)), 0.0)
-    return LMHead(output.weight, getattr(output, "bias", None), float(scale), float(softcap), vocab_size)
+    return LMHead(
+        output.weight, getattr(output, "bias", None), float(scale), float(softcap), vocab_size or output.weight.shape[0]
+    )

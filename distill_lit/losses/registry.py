@@ -11,19 +11,20 @@ from distill_lit.utils.exceptions import UserError, suggest
 
 class NumberOption(NamedTuple):
     """An option that is a number: low ≤ value < below, or low < value < below where `exclusive`; `is_integer`: an
-    integer."""
+    integer; reason: why there are these limits, for the message."""
 
     low: float
     below: float = float("inf")
     exclusive: bool = False
     is_integer: bool = False
+    reason: str = ""
 
     def check(self, key: str, value: Any) -> float:
         """The value. Raises UserError."""
         kind = int if self.is_integer else (int, float)
         above = isinstance(value, kind) and (value > self.low if self.exclusive else value >= self.low)
         if isinstance(value, bool) or not above or not value < self.below:
-            raise UserError(f"{key}: {value!r} is not {self}")
+            raise UserError(f"{key}: {value!r} is not {self}{self.reason and f'; {self.reason}'}")
         return int(value) if self.is_integer else float(value)
 
     def __str__(self) -> str:
@@ -83,6 +84,7 @@ class LossSpec(NamedTuple):
 
 UNIT_INTERVAL_OPTION = NumberOption(0, 1, exclusive=True)
 POSITIVE_INT_OPTION = NumberOption(1, is_integer=True)
+EXPONENT_OPTION = NumberOption(-1, 10, reason="exponents of small probabilities below it are beyond float32")
 
 LOGIT_LOSSES: dict[str, LossSpec] = {
     "ce": LossSpec(
@@ -101,7 +103,7 @@ LOGIT_LOSSES: dict[str, LossSpec] = {
     "skew_forward_kl": LossSpec(divergences.skew_forward_kl, options={"skew": UNIT_INTERVAL_OPTION}),
     "skew_reverse_kl": LossSpec(divergences.skew_reverse_kl, options={"skew": UNIT_INTERVAL_OPTION}),
     "adaptive_kl": LossSpec(divergences.adaptive_kl, options={"head_mass": UNIT_INTERVAL_OPTION}),
-    "alpha_beta": LossSpec(divergences.alpha_beta, options={"alpha": NumberOption(-10, 10), "beta": NumberOption(-10, 10)}),
+    "alpha_beta": LossSpec(divergences.alpha_beta, options={"alpha": EXPONENT_OPTION, "beta": EXPONENT_OPTION}),
     "soft_cross_entropy": LossSpec(divergences.soft_cross_entropy, is_divergence=False),
     "total_variation": LossSpec(divergences.total_variation, temperature_power=1),
     "logit_mse": LossSpec(

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from distill_lit.losses.lm_head import LMHead
+from distill_lit.utils.exceptions import UserError
 
 IGNORE_INDEX = -100  # label of a position that is not supervised
 
@@ -83,7 +84,8 @@ class CrossTokenizerTarget(NamedTuple):
     def with_student_logprobs(self, label_logprobs: Tensor) -> "CrossTokenizerTarget":
         """With the student's log-probabilities of its spans, from those (N,) of its tokens."""
         inside = self.span_ids >= 0
-        total = torch.zeros(int(self.span_ids.max()) + 1 if len(self.span_ids) else 0, device=label_logprobs.device)
+        count = int(self.span_ids.max()) + 1 if len(self.span_ids) else 0
+        total = torch.zeros(count, dtype=torch.float32, device=label_logprobs.device)
         total = total.index_add(0, self.span_ids[inside], label_logprobs[inside].float())
         student = torch.zeros_like(self.span_target.student_span_logprob)
         student[inside] = total[self.span_ids[inside]]
@@ -117,6 +119,23 @@ def target_form(target: TeacherTarget | SpanTarget | Tensor) -> str:
     if isinstance(target, (SpanTarget, CrossTokenizerTarget)):
         return "cross_tokenizer"
     return "top_k" if isinstance(target, TopKTarget) else "sampled" if isinstance(target, SampledTarget) else "dense"
+
+
+def cut_vocabulary(target: TeacherTarget, vocab_size: int) -> TeacherTarget:
+    """A target whose lm_heads, where it has any, give the first `vocab_size` tokens; that of another tokenizer stays.
+
+    Raises UserError for a head of fewer.
+    """
+    if isinstance(target, MixtureTarget):
+        return target._replace(targets=tuple(one and _cut_lm_head(one, vocab_size) for one in target.targets))
+    return _cut_lm_head(target, vocab_size) if isinstance(target, DenseTarget) else target
+
+
+def _cut_lm_head(target: DenseTarget, vocab_size: int) -> DenseTarget:
+    size = target.lm_head.vocab_size
+    if size < vocab_size:
+        raise UserError(f"vocab_size: {vocab_size} tokens are compared, and the teacher gives {size}; give that")
+    return target._replace(lm_head=target.lm_head._replace(vocab_size=vocab_size))
 
 
 def concatenate_targets(targets: Sequence[SparseTargetT]) -> SparseTargetT:

@@ -9,7 +9,8 @@ differently, and in text that nobody wrote so. How many tokens have alternatives
 """
 
 import logging
-from collections.abc import Iterable, Mapping
+from array import array
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,14 +32,36 @@ from distill_lit.utils.exceptions import UserError
 log = logging.getLogger(__name__)
 CERTAIN_LOGPROB = -1e-4  # of a label of which nothing else is known
 LOGGED_TOKENS = 1000  # after which the share of tokens with alternatives is logged
-Alternatives = list[tuple[str, float]]  # (bytes as latin-1, log-probability)
 
 
 class _Answer(NamedTuple):
-    """alternatives: {the bytes (start, end) that a token covers of the answer's text: its alternatives}."""
+    """first, last: which tokens of an `_AnswerTokens` are its own."""
 
     prompt: str
-    alternatives: dict[tuple[int, int], Alternatives]
+    first: int
+    last: int
+
+
+class _AnswerTokens(NamedTuple):
+    """The N tokens of all answers in flat arrays: an answer of lists takes a hundred bytes for each alternative.
+
+    starts, ends: (N,) int32, the bytes that a token covers of its answer's text; offsets: (N + 1,) int64, where its M
+    alternatives are; ids: (M,) int32 of the student's tokenizer; logprobs: (M,) float32.
+    """
+
+    starts: np.ndarray
+    ends: np.ndarray
+    offsets: np.ndarray
+    ids: np.ndarray
+    logprobs: np.ndarray
+
+    def find(self, answer: _Answer, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+        """The numbers of the tokens that cover just these bytes of an answer, −1 for none."""
+        if answer.first == answer.last:
+            return np.full_like(ends, -1)
+        own = slice(answer.first, answer.last)
+        numbers = answer.first + np.minimum(np.searchsorted(self.ends[own], ends), answer.last - answer.first - 1)
+        return np.where((self.starts[numbers] == starts) & (self.ends[numbers] == ends) & (ends > starts), numbers, -1)
 
 
 class AnswersTeacher:
@@ -54,12 +77,7 @@ class AnswersTeacher:
         self._bytes = token_bytes(tokenizer)
         self._ids = {data: token for token, data in reversed(list(enumerate(self._bytes))) if data}
         self._answers: dict[bytes, list[_Answer]] = {}
-        most = 0
-        for completion in completions:
-            if completion.alternatives:
-                answer = _Answer(completion.prompt.strip(), _alternatives_by_place(completion))
-                self._answers.setdefault(completion.text.strip().encode(), []).append(answer)
-                most = max(most, *(len(alternatives) for _, alternatives in completion.alternatives))
+        self._tokens, most = self._collect(completions)
         if not self._answers:
             raise UserError(
                 "teacher.source: answers, and no answer came with alternatives; does the server give top_logprobs?"
@@ -68,6 +86,27 @@ class AnswersTeacher:
         self.vocab_size = len(self._bytes)
         self._num_tokens = self._num_known = 0
 
+    def _collect(self, completions: Iterable[Completion]) -> tuple[_AnswerTokens, int]:
+        """(the tokens of all answers, the most alternatives of one), while `_answers` says where each is."""
+        starts, ends, offsets, ids, logprobs = array("i"), array("i"), array("q", [0]), array("i"), array("f")
+        most = 0
+        for completion in completions:
+            first = len(starts)
+            for start, end, alternatives in _tokens_by_place(completion):
+                spelled = [(self._ids.get(text.encode("latin-1")), value) for text, value in alternatives]
+                known = [(token, value) for token, value in spelled if token is not None]
+                starts.append(start)
+                ends.append(end)
+                ids.extend(token for token, _ in known)
+                logprobs.extend(value for _, value in known)
+                offsets.append(len(ids))
+            if completion.alternatives:
+                answer = _Answer(completion.prompt.strip(), first, len(starts))
+                self._answers.setdefault(completion.text.strip().encode(), []).append(answer)
+                most = max(most, *(len(alternatives) for _, alternatives in completion.alternatives))
+        arrays = (np.frombuffer(values, dtype=values.typecode) for values in (starts, ends, offsets, ids, logprobs))
+        return _AnswerTokens(*arrays), most
+
     def to(self, device: torch.device) -> None:
         """Nothing of it is on a device."""
 
@@ -75,20 +114,22 @@ class AnswersTeacher:
         """The alternatives at the N positions that `loss_mask` (B, T − 1) marks, or the labels alone."""
         ids, labels = batch["input_ids"].cpu().numpy(), batch["labels"].cpu().numpy()
         mask, rows = loss_mask.cpu().numpy(), []
-        known: list[dict[int, Alternatives]] = [{} for _ in ids]
+        known: list[dict[int, int]] = [{} for _ in ids]
         for span in document_spans(document_ids_of(batch)):
             row = span.row
             known[row] |= self._known_tokens(ids[row], span.columns, labels[row] != IGNORE_INDEX)
         for row, found in enumerate(known):
             rows += [self._entry(int(ids[row, column]), found.get(int(column))) for column in np.flatnonzero(mask[row]) + 1]
             self._count(len(found), int(mask[row].sum()))
-        best = torch.tensor([[token for token, _ in entry] for entry, _ in rows]).view(-1, self.tokens_per_position)
-        logprobs = torch.tensor([[value for _, value in entry] for entry, _ in rows]).view(-1, self.tokens_per_position)
-        target = TopKTarget(best.long(), logprobs, torch.tensor([own for _, own in rows]))
+        best, logprobs = (
+            torch.tensor([[pair[i] for pair in entry] for entry, _ in rows], dtype=dtype).view(-1, self.tokens_per_position)
+            for i, dtype in enumerate((torch.int64, torch.float32))
+        )
+        target = TopKTarget(best, logprobs, torch.tensor([own for _, own in rows], dtype=torch.float32))
         return TopKTarget(*(part.to(loss_mask.device) for part in target))
 
-    def _known_tokens(self, ids: np.ndarray, columns: np.ndarray, is_supervised: np.ndarray) -> dict[int, Alternatives]:
-        """{column: alternatives} of the tokens of a document that both tokenizers cut alike."""
+    def _known_tokens(self, ids: np.ndarray, columns: np.ndarray, is_supervised: np.ndarray) -> dict[int, int]:
+        """{column: its number in `_AnswerTokens`} of the tokens of a document that both tokenizers cut alike."""
         columns = columns[is_supervised[columns]]
         pieces = [self._bytes[token] for token in ids[columns]]
         text = b"".join(pieces)
@@ -98,17 +139,17 @@ class AnswersTeacher:
         before = b"".join(self._bytes[token] for token in ids[: columns[0]]).decode(errors="replace")
         answer = next((one for one in answers if one.prompt in before), answers[0])
         skipped = len(text) - len(text.lstrip())
-        ends = np.cumsum([len(piece) for piece in pieces]) - skipped
-        places = zip(columns, ends - [len(piece) for piece in pieces], ends, strict=True)
-        known = answer.alternatives
-        return {int(at): known[start, end] for at, start, end in places if (start, end) in known and end > start}
+        sizes = np.array([len(piece) for piece in pieces])
+        ends = sizes.cumsum() - skipped
+        numbers = self._tokens.find(answer, ends - sizes, ends)
+        return {int(column): int(number) for column, number in zip(columns, numbers, strict=True) if number >= 0}
 
-    def _entry(self, label: int, alternatives: Alternatives | None) -> tuple[list[tuple[int, float]], float]:
-        """(tokens with their log-probabilities in falling order, that of the label)."""
+    def _entry(self, label: int, number: int | None) -> tuple[list[tuple[int, float]], float]:
+        """(tokens with their log-probabilities in falling order, that of the label). number: in `_AnswerTokens`."""
         known = {label: CERTAIN_LOGPROB}
-        if alternatives is not None:
-            spelled = [(text.encode("latin-1"), value) for text, value in alternatives]
-            known = {self._ids[data]: value for data, value in spelled if data in self._ids}
+        if number is not None:
+            here = slice(*self._tokens.offsets[number : number + 2])
+            known = dict(zip(self._tokens.ids[here].tolist(), self._tokens.logprobs[here].tolist(), strict=True))
             known[label] = known.pop(self._ids[self._bytes[label]])  # of several tokens with its bytes, it
         best = sorted(known.items(), key=lambda item: -item[1])
         return best + filling(best, self.tokens_per_position - len(best)), known[label]
@@ -125,17 +166,18 @@ class AnswersTeacher:
             )
 
 
-def _alternatives_by_place(answer: Completion) -> dict[tuple[int, int], Alternatives]:
-    """The tokens of an answer by their places in its text, without blanks around it; none where they spell another."""
+def _tokens_by_place(answer: Completion) -> Iterator[tuple[int, int, list[tuple[str, float]]]]:
+    """(start, end, alternatives as [(bytes as latin-1, log-probability)]) of the tokens of an answer with bytes, by their
+    places in its text without blanks around it; none where they spell another."""
     pieces = [token.encode("latin-1") for token, _ in answer.alternatives]
     text = b"".join(pieces)
     if text.strip() != answer.text.strip().encode():
-        return {}
-    ends = np.cumsum([len(piece) for piece in pieces]) - (len(text) - len(text.lstrip()))
-    return {
-        (int(end) - len(piece), int(end)): alternatives
-        for piece, end, (_, alternatives) in zip(pieces, ends, answer.alternatives, strict=True)
-    }
+        return
+    end = len(text.lstrip()) - len(text)
+    for piece, (_, alternatives) in zip(pieces, answer.alternatives, strict=True):
+        start, end = end, end + len(piece)
+        if piece:
+            yield start, end, alternatives
 
 
 @register_teacher("answers")

@@ -179,14 +179,13 @@ class CrossTokenizerTeacher:
                 spans[numbers] = len(span_logprobs)
                 same_prefix[numbers[0]], hidden[numbers[0]] = True, states[theirs[0] - 1]
                 span_logprobs.append(log_probs[theirs[0] - 1 : theirs[1] - 1].sum())
-        return _build_target(
-            hidden, head, same_prefix, spans, torch.stack(span_logprobs) if span_logprobs else torch.zeros(0, device=device)
-        )
+        log_probs = torch.stack(span_logprobs) if span_logprobs else torch.zeros(0, dtype=torch.float32, device=device)
+        return _build_target(hidden, head, same_prefix, spans, log_probs)
 
     @torch.inference_mode()
     def _hidden_states(self, texts: list[list[int]]) -> list[Tensor]:
         """Last hidden states (tokens, D) of every text, in batches of like length."""
-        found: list[Tensor] = [torch.zeros(0)] * len(texts)
+        found: list[Tensor] = [torch.zeros(0, dtype=torch.float32)] * len(texts)
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
         while order:
             most = max(1, TEACHER_BATCH_TOKENS // len(texts[order[-1]]))
@@ -206,7 +205,7 @@ class CrossTokenizerTeacher:
             here = slice(start, start + LABEL_LOGPROB_CHUNK_TOKENS)
             log_p = head.scale_and_cap(head.project(states[:-1][here])).log_softmax(-1)
             parts.append(log_p.gather(-1, labels[here, None])[:, 0])
-        return torch.cat(parts) if parts else torch.zeros(0, device=states.device)
+        return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float32, device=states.device)
 
 
 def load_token_byte_tables(tokenizer: Any, student_tokenizer: Any) -> tuple[list[bytes], list[bytes]]:
@@ -222,7 +221,7 @@ def _build_target(hidden: Tensor, head: Any, same: Tensor, spans: Tensor, log_pr
     """Per token of the student what its span has."""
     inside = spans >= 0
     sizes = torch.bincount(spans[inside], minlength=len(log_probs))
-    size, teacher = torch.zeros_like(spans), torch.zeros(len(spans), device=spans.device)
+    size, teacher = torch.zeros_like(spans), torch.zeros_like(spans, dtype=torch.float32)
     size[inside], teacher[inside] = sizes[spans[inside]], log_probs.float()[spans[inside]]
     shared = teacher / size.clamp(min=1)
     return CrossTokenizerTarget(

@@ -54,11 +54,14 @@ class MixtureTeacher:
             _check_weights(row, self.teachers)
         by_corpus = torch.tensor([[row.get(name, 0.0) for name in self.teachers] for row in rows], dtype=torch.float64)
         self._weights_by_corpus = by_corpus / by_corpus.sum(1, keepdim=True)
-        sizes = [teacher.vocab_size for teacher in self.teachers.values() if hasattr(teacher, "vocab_size")]
+        known = [getattr(teacher, "vocab_size", None) for teacher in self.teachers.values()]
+        sizes = [size for size in known if size is not None]
         if len(set(sizes)) > 1:
-            raise UserError(f"teachers: they have {' and '.join(map(str, sizes))} tokens; one tokenizer is needed")
-        if sizes:
-            self.vocab_size = sizes[0]
+            raise UserError(
+                f"teachers: they have {' and '.join(map(str, sizes))} tokens; one tokenizer is needed, and its size as "
+                "their vocab_size where heads are padded"
+            )
+        self.vocab_size = sizes[0] if sizes else None
 
     def to(self, device: torch.device) -> None:
         """Moves all teachers."""
@@ -70,6 +73,10 @@ class MixtureTeacher:
         """What they say of the N positions that `loss_mask` (B, T − 1) marks: a `MixtureTarget`, or, where caches kept a
         few tokens of one teacher for each position, a target of that form."""
         weights = self._token_weights(batch, loss_mask)
+        if not len(weights):  # targets of no token are of the form of others: ranks measure the same
+            nothing = next(iter(self.teachers.values())).target(batch, loss_mask)
+            if isinstance(nothing, (TopKTarget, SampledTarget)):
+                return nothing
         is_asked = weights > 0
         said = [
             _ask(teacher, is_asked[:, number], batch, loss_mask) for number, teacher in enumerate(self.teachers.values())

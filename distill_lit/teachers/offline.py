@@ -122,6 +122,7 @@ class OfflineTeacher:
         check_teacher_cache(folder, num_rows)
         self.cache_format = cache_format or read_cache_format(folder)
         self.lm_head, self.num_train_rows, self._folder = lm_head, len(train), folder
+        self.vocab_size = None if lm_head is None else lm_head.vocab_size
         is_exact = self.cache_format.kind == CACHE_HIDDEN_STATES
         self._sparse = None if self.cache_format.is_dense else SparseShards(folder, train, self.cache_format)
         self._states = HiddenStateShards(folder, first_row=0 if is_exact else len(train))

@@ -49,10 +49,17 @@ class EMATeacher(OnlineTeacher):
         vocab_size: int | None = None,
         documents: TeacherDocuments | None = None,
     ) -> None:
-        """Begins with a copy of the student in its number format, which is to be float32: a shorter one would lose small
-        steps. decay: 0 (the student itself) to 1 exclusive; documents: as in `OnlineTeacher`."""
+        """Begins with a copy of the student in its number format. Averages of 16-bit weights are kept in float32 beside it,
+        rounded for each forward pass: steps of 1 − decay would be rounded away. decay: 0 (the student itself) to 1
+        exclusive; documents: as in `OnlineTeacher`."""
         super().__init__(copy.deepcopy(student), vocab_size, documents=documents)
         self.decay = decay
+        self._long_averages: dict[str, Tensor] = {}  # of 16-bit weights
+
+    def to(self, device: torch.device) -> None:
+        """Brings the averages to the student's device."""
+        super().to(device)
+        self._long_averages = {name: average.to(device) for name, average in self._long_averages.items()}
 
     @torch.no_grad()
     def follow(self, student: Any) -> None:
@@ -60,18 +67,24 @@ class EMATeacher(OnlineTeacher):
         averages = dict(self.model.named_parameters())
         for name, parameter in student.named_parameters():
             if parameter.requires_grad:
-                weights = full_tensor(parameter)
-                averages[name].lerp_(weights.to(averages[name]), 1 - self.decay)
+                rounded = averages[name]
+                is_short = rounded.dtype.itemsize < 4
+                average = self._long_averages.setdefault(name, rounded.float()) if is_short else rounded
+                average.lerp_(full_tensor(parameter).to(average), 1 - self.decay)
+                if is_short:
+                    rounded.copy_(average)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The averaged weights by name."""
-        return {name: parameter.detach() for name, parameter in self.model.named_parameters()}
+        return {name: parameter.detach() for name, parameter in self.model.named_parameters()} | self._long_averages
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Puts saved weights back."""
         for name, parameter in self.model.named_parameters():
             parameter.copy_(state[name])
+            if parameter.dtype != state[name].dtype:
+                self._long_averages[name] = state[name].to(parameter.device, copy=True)
 
 
 class _StudentCopySource(TeacherSource):

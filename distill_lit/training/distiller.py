@@ -6,6 +6,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from distill_lit.losses import LossOutput, default_objective
 from distill_lit.teachers import StudentFollowingTeacher
@@ -23,6 +24,9 @@ from distill_lit.training.on_policy import OnPolicyGenerator
 from distill_lit.training.sharding import shard_for_training
 from distill_lit.training.target_cache import TargetCache, is_frozen
 from distill_lit.utils.exceptions import UserError
+
+DDP_WITH_UNUSED_PARAMETERS = "ddp_find_unused_parameters_true"  # Lightning's name
+MASTER_PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")  # of a Trainer that expects float32 weights
 
 
 class Distiller(L.LightningModule):
@@ -81,9 +85,10 @@ class Distiller(L.LightningModule):
 
     @property
     def total_steps(self) -> float:
-        """Optimizer steps of the training; infinite for a Trainer without end."""
+        """Optimizer steps of the training; infinite where they are not known, as of a Trainer without end."""
         if self.trainer.state.fn == "fit":
-            self._total_steps = self.trainer.estimated_stepping_batches
+            steps = self.trainer.estimated_stepping_batches
+            self._total_steps = steps if steps >= 0 else float("inf")  # −1: epochs of a loader without a length
         elif (max_steps := self.trainer.max_steps) > 0:
             self._total_steps = max_steps
         return self._total_steps
@@ -91,7 +96,7 @@ class Distiller(L.LightningModule):
     @property
     def progress(self) -> float:
         """Share of the optimizer steps that is done, which schedules are functions of."""
-        return float(min(1.0, self.global_step / self.total_steps))
+        return float(min(1.0, self.global_step / max(1, self.total_steps)))
 
     def configure_model(self) -> None:
         """Shards student and teacher over the ranks where the Trainer's strategy is Lightning's ModelParallelStrategy."""
@@ -105,8 +110,21 @@ class Distiller(L.LightningModule):
         """Puts the student into train mode: `from_pretrained` gives it without dropout."""
         if stage == "fit":
             self.student.train()
-            if self.loss.objective.is_scheduled and self.trainer.max_epochs == self.trainer.max_steps == -1:
-                raise UserError("loss: its schedules need the number of steps; give the Trainer max_steps or max_epochs")
+            if self.trainer.precision in MASTER_PRECISIONS and self.trainer.is_global_zero:
+                optim.warn_of_rounding(self.parameters())
+
+    def on_fit_start(self) -> None:
+        """Raises UserError for scheduled weights and temperatures in a training whose steps are not known, and for DDP that
+        would wait for gradients of layers behind those that are compared."""
+        if self.loss.objective.is_scheduled:
+            optim.check_steps_are_known("loss", self.total_steps)
+        wrapped = self.trainer.strategy.model
+        is_waiting = isinstance(wrapped, DistributedDataParallel) and not wrapped.find_unused_parameters
+        if is_waiting and not self.loss.objective.logit_terms:
+            raise UserError(
+                "strategy: a loss on hidden states alone leaves parameters without a gradient; give the Trainer "
+                f"strategy={DDP_WITH_UNUSED_PARAMETERS!r}"
+            )
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         """The loss of a micro-batch; `training.loss` says what it is divided by, and why it is multiplied here."""

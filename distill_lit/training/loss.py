@@ -43,9 +43,10 @@ from distill_lit.losses import (
     fused_linear_loss,
     label_logprobs_from_hidden,
 )
+from distill_lit.losses.fused_linear import product_dtype
 from distill_lit.losses.lm_head import LMHead, get_lm_head
 from distill_lit.losses.reduction import engine_gap_sums
-from distill_lit.losses.targets import IGNORE_INDEX, CrossTokenizerTarget, TeacherTarget
+from distill_lit.losses.targets import IGNORE_INDEX, CrossTokenizerTarget, TeacherTarget, cut_vocabulary
 from distill_lit.models.activations import Activations, LayersByKind, capture_activations
 from distill_lit.models.document_spans import document_ids_of
 from distill_lit.models.packing_check import last_hidden_state
@@ -104,7 +105,8 @@ class DistillationLoss(nn.Module):
             vocab_size = vocab_size or lm_head_rows(teacher)
             teacher = OnlineTeacher(teacher, vocab_size)
         self.teacher: Teacher | None = teacher
-        self.vocab_size, self.settings = vocab_size, settings or FusedLossSettings()
+        self.vocab_size = vocab_size or getattr(teacher, "vocab_size", None)
+        self.settings = settings or FusedLossSettings()
         self.feature_alignment = feature_alignment
         self._teacher_device: torch.device | None = None
         for term in self.objective.terms:
@@ -162,7 +164,8 @@ class DistillationLoss(nn.Module):
             target, teacher_states = ask() if target_cache is None else target_cache.get(dict(batch), ask)
         labels = targets[loss_mask]
         lm_head = get_lm_head(student, self._vocab_size_of(student))
-        dtype, settings = self._product_dtype(hidden), self.settings
+        settings = self.settings
+        dtype = settings.dtype or product_dtype(hidden)
         with torch.autocast(hidden.device.type, enabled=False), self._lm_head_gradient():
             if isinstance(target, CrossTokenizerTarget) and self.objective.reads_span_logprobs:
                 logprobs = label_logprobs_from_hidden(hidden.to(dtype), lm_head, labels, settings.chunk_size)
@@ -171,7 +174,7 @@ class DistillationLoss(nn.Module):
                 self.objective,
                 hidden.to(dtype),
                 lm_head,
-                target,
+                target and cut_vocabulary(target, lm_head.vocab_size),
                 labels,
                 denominator=denominator,
                 on_policy_mask=batch["on_policy_mask"][:, 1:][loss_mask] if "on_policy_mask" in batch else None,
@@ -217,12 +220,6 @@ class DistillationLoss(nn.Module):
             )
         return self.vocab_size or rows
 
-    def _product_dtype(self, hidden: Tensor) -> torch.dtype:
-        if self.settings.dtype is not None:
-            return self.settings.dtype
-        is_autocast = torch.is_autocast_enabled(hidden.device.type)
-        return torch.get_autocast_dtype(hidden.device.type) if is_autocast else hidden.dtype
-
     def _lm_head_gradient(self) -> AbstractContextManager[None]:
         """No gradient is asked of the lm_head where all terms are on hidden states; it then only measures."""
         return nullcontext() if self.objective.logit_terms else torch.no_grad()
@@ -246,7 +243,7 @@ def _engine_gap(
 
 def lm_head_rows(model: Any) -> int:
     """Rows of a causal language model's lm_head. Raises UserError for a model without one."""
-    return int(get_lm_head(model, 0).weight.shape[0])
+    return get_lm_head(model).vocab_size
 
 
 def shared_vocab_size(student: Any, teacher: Any) -> int:
@@ -258,7 +255,8 @@ def shared_vocab_size(student: Any, teacher: Any) -> int:
     if teacher is student:
         raise UserError("teacher: it is the student itself; load the model twice")
     rows = [lm_head_rows(model) for model in (student, teacher) if isinstance(model, nn.Module)]
-    rows += [teacher.vocab_size] if hasattr(teacher, "vocab_size") and not isinstance(teacher, nn.Module) else []
+    if not isinstance(teacher, nn.Module) and getattr(teacher, "vocab_size", None) is not None:
+        rows.append(teacher.vocab_size)
     if len(set(rows)) > 1:
         log.warning(
             "the lm_heads have %s rows; the first %d tokens are compared, one tokenizer is assumed", rows, min(rows)

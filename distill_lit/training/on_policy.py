@@ -140,6 +140,7 @@ class OnPolicyGenerator:
         self._generation_seconds += facts.get("seconds", 0.0)
         for name in ON_POLICY_METRICS:
             metric = self._mean_metrics.setdefault(name, MeanMetric().to(device))
+            metric.set_dtype(torch.float32)  # not the default format that Lightning sets for bf16-true
             metric.update(facts.get(name, 0.0), weight=float(name in facts))
 
     def pop_metrics(self, elapsed: float) -> dict[str, float]:
@@ -245,7 +246,9 @@ def _build_batch(
         generated_batch["document_ids"][row, : len(token_ids)] = 1
         generated_batch["position_ids"][row, : len(token_ids)] = torch.arange(len(token_ids))
         on_policy_mask[row, len(prompt) : len(token_ids)] = True
-        logprobs[row, len(prompt) : len(token_ids)] = torch.tensor(text.logprobs[: len(token_ids) - len(prompt)])
+        logprobs[row, len(prompt) : len(token_ids)] = torch.tensor(
+            text.logprobs[: len(token_ids) - len(prompt)], dtype=torch.float32
+        )
         if "corpus_ids" in generated_batch:
             generated_batch["corpus_ids"][row] = prompts[row].corpus_id
     generated_batch["labels"][on_policy_mask] = generated_batch["input_ids"][on_policy_mask]

@@ -1,5 +1,6 @@
 """Optimizer and learning-rate schedule: AdamW with decay on matrices only, linear warm-up, then a cosine."""
 
+import logging
 import math
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -10,6 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from distill_lit.utils.exceptions import UserError
 
+log = logging.getLogger(__name__)
 MASTER, MOMENTS = 4, 8  # bytes per parameter that is trained: float32 weights, AdamW's two moments
 CHECKPOINT_BYTES = MASTER + MOMENTS  # of a checkpoint, per parameter that is trained
 OptimizerFactory = Callable[[list[torch.nn.Parameter]], Optimizer]
@@ -75,7 +77,28 @@ def optimizer_and_schedule(
     optimizer = make_optimizer(parameters)
     if make_lr_scheduler is None:
         return optimizer
-    if total_steps == float("inf"):
-        raise UserError("lr_scheduler: it needs the number of steps; give the Trainer max_steps or max_epochs")
+    check_steps_are_known("lr_scheduler", total_steps)
     schedule = make_lr_scheduler(optimizer, int(total_steps))
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def check_steps_are_known(argument: str, total_steps: float) -> None:
+    """Raises UserError, which names the argument with the schedule, for steps without number."""
+    if total_steps == float("inf"):
+        raise UserError(
+            f"{argument}: a schedule needs the number of steps; give the Trainer max_steps, or max_epochs and a loader "
+            "that has a length"
+        )
+
+
+def warn_of_rounding(parameters: Iterable[torch.nn.Parameter]) -> None:
+    """Logs a line where weights that are trained have 16 bits: of bfloat16's 8 significant ones, a step below 1/512 of a
+    weight changes nothing."""
+    short = [p for p in parameters if p.requires_grad and p.is_floating_point() and p.dtype.itemsize == 2]
+    if short:
+        log.warning(
+            "student: %d weights to be trained are %s, which rounds small steps of the optimizer away; load it with "
+            "dtype=torch.float32, and give the Trainer precision='bf16-mixed' for speed",
+            sum(p.numel() for p in short),
+            str(short[0].dtype).removeprefix("torch."),
+        )

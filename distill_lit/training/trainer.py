@@ -27,7 +27,7 @@ from distill_lit.training.checkpoint import (
     list_checkpoints,
 )
 from distill_lit.training.curve_axis import CurveAxis
-from distill_lit.training.distiller import Distiller
+from distill_lit.training.distiller import DDP_WITH_UNUSED_PARAMETERS, Distiller
 from distill_lit.training.fsdp_strategy import FullyShardedStrategy
 from distill_lit.training.json_lines_logger import step_of
 from distill_lit.training.local_trainer import build_local_trainer, sync_lightning_rank
@@ -213,7 +213,7 @@ def _strategy(job: TrainingJob) -> Any:
     if config.ranks == 1:
         return "auto"
     if config.strategy != "fsdp":
-        return "ddp"
+        return "ddp" if job.distiller.loss.objective.logit_terms else DDP_WITH_UNUSED_PARAMETERS
     trained = sum(p.numel() for p in job.distiller.parameters() if p.requires_grad)
     is_sharded = config.checkpoint == "sharded" or (
         config.checkpoint == "auto" and trained * CHECKPOINT_BYTES > MAX_WHOLE_CHECKPOINT_BYTES

@@ -35,11 +35,13 @@ def main() -> None:
     val_loader = DataLoader(documents[:8], batch_size=8, collate_fn=collate)
 
     teacher = AutoModelForCausalLM.from_pretrained(arguments.teacher) if arguments.teacher else tiny_model(num_layers=2)
-    student = AutoModelForCausalLM.from_pretrained(arguments.student) if arguments.student else tiny_model(num_layers=1)
+    student = tiny_model(num_layers=1)
+    if arguments.student:
+        student = AutoModelForCausalLM.from_pretrained(arguments.student, dtype="float32")
     module = Distiller(
         student, teacher, loss=0.5 * losses.CrossEntropy() + 0.5 * losses.ForwardKL(temperature=2.0), lr=5e-4
     )
-    trainer = L.Trainer(max_steps=arguments.steps, accumulate_grad_batches=4, gradient_clip_val=1.0, precision="32-true")
+    trainer = L.Trainer(max_steps=arguments.steps, precision="bf16-mixed", accumulate_grad_batches=4, gradient_clip_val=1.0)
     trainer.fit(module, train_loader, val_loader)
     student.save_pretrained(arguments.out)
     tokenizer.save_pretrained(arguments.out)

@@ -1,9 +1,23 @@
-"""Weights rounded by hand, as the weight-only recipes of quantization round them."""
+"""Weights rounded by hand, as the weight-only recipes of quantization round them; a default number format that rounds."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 from distill_lit.models.int4_weights import GROUP_SIZE
+
+
+@contextmanager
+def bfloat16_default() -> Iterator[None]:
+    """The default number format while Lightning's precision="bf16-true" computes a batch."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def round_by_hand(weight: Tensor, quantization: str) -> Tensor:

@@ -1,6 +1,8 @@
 """Alternatives of the tokens that an API wrote, as a teacher: what replies hold, and where two tokenizers agree."""
 
 import math
+import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.mock_openai_server import good, serving
+from helpers.rounding import bfloat16_default
 
 from distill_lit.config import (
     CorpusConfig,
@@ -98,6 +101,33 @@ def test_tokens_that_both_cut_alike_have_the_alternatives_and_others_their_label
         assert len(set(target.ids[row].tolist())) == teacher.tokens_per_position
     assert bool((target.logprobs.diff(dim=-1) <= 0).all())
     assert float(target.logprobs.exp().sum(-1).max()) <= 1.0
+
+
+def test_log_probabilities_are_float32_whatever_the_default_format_is(tokenizer: Any) -> None:
+    teacher = AnswersTeacher([answered(pieces_of(tokenizer, TEXT), {"a": -1.001})], tokenizer)
+    plain = teacher.target(*batch_of(tokenizer, "question ", TEXT))
+    with bfloat16_default():
+        found = teacher.target(*batch_of(tokenizer, "question ", TEXT))
+    assert found.logprobs.dtype == found.label_logprobs.dtype == torch.float32
+    assert all(torch.equal(one, other) for one, other in zip(found, plain, strict=True))
+
+
+def test_answers_take_few_bytes_for_each_alternative(tokenizer: Any) -> None:
+    """200,000 alternatives as lists are 20 MB and more, in every rank."""
+    letters = [letter for letter in map(chr, range(33, 127)) if len(tokenizer(letter)["input_ids"]) == 1][:20]
+    pieces = ["a"] * 50
+
+    def many() -> Iterator[Completion]:
+        others = {letter: -1.0 - 0.01 * i for i, letter in enumerate(letters)}
+        for number in range(200):
+            yield answered([*pieces, str(number)], others, "a" * 50 + str(number))
+
+    tracemalloc.start()
+    teacher = AnswersTeacher(many(), tokenizer)
+    size, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert teacher.tokens_per_position > 20
+    assert size < 16 * 200 * 51 * 20
 
 
 def test_the_same_answer_to_two_prompts_has_two_sets_of_alternatives(tokenizer: Any) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from helpers import ROOT, tiny_models
 from helpers.distillation import LENGTH, TRAINING, VOCABULARY, new_student, run
+from helpers.rounding import bfloat16_default
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -244,6 +245,19 @@ def test_spans_of_two_tokenizers_against_a_loop_over_documents(
     ends = int((target.span_target.span_length > 0).sum()) - covered
     assert ends == int((batch["labels"][:, 1:][chosen] == ours.eos_token_id).sum())  # both say where a document ends
     assert covered > 0.6 * int(chosen.sum())
+
+
+def test_spans_are_summed_in_float32_whatever_the_default_format_is(
+    tiny_teacher: Path, pieces: Path, prepared: data.PreparedData
+) -> None:
+    batch, teacher = make_batch(prepared.train, np.arange(2), 1), cross_tokenizer_teacher(pieces, tiny_teacher)
+    chosen = batch["labels"][:, 1:] >= 0
+    own = -torch.rand(int(chosen.sum()), generator=torch.Generator().manual_seed(0), dtype=torch.float32)
+    plain = teacher.target(batch, chosen).with_student_logprobs(own).span_target
+    with bfloat16_default():
+        found = teacher.target(batch, chosen).with_student_logprobs(own).span_target
+    for one, other in zip(found[1:], plain[1:], strict=True):
+        assert one.dtype == other.dtype and torch.equal(one, other)
 
 
 def test_the_fused_head_gives_the_plain_losses_of_a_foreign_teacher(

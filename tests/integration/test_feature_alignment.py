@@ -5,10 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 from helpers.command_line import run as run_cli
 from helpers.distillation import LENGTH, SETTINGS, TRAINING, VOCABULARY, weights
+from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoModelForCausalLM
 
 from distill_lit import data
@@ -27,6 +29,7 @@ from distill_lit.training.distiller import Distiller
 from distill_lit.training.feature_alignment import build_feature_alignment, use_eager_attention
 from distill_lit.training.loss import DistillationLoss
 from distill_lit.training.trainer import TrainingJob, optimizer_settings, prepare_student, train
+from distill_lit.utils.distributed.spawn import spawn_ranks
 from distill_lit.utils.exceptions import UserError
 
 HIDDEN = {"hidden_states": TermConfig(options={"loss": "normalized", "layers": [[0, 1], [1, 3]]})}
@@ -64,6 +67,42 @@ def build(
         **optimizer_settings(training),
     )
     return distiller, module
+
+
+def train_on_rank(
+    folder: Path, teacher: Path, prepared: data.PreparedData, training: TrainingConfig, _: Any
+) -> torch.Tensor:
+    """The weights after a training on hidden states of the first of two layers alone."""
+    first = {"hidden_states": TermConfig(options={"loss": "normalized", "layers": [[1, 1]]})}
+    distiller, module = build(teacher, prepared, first, training)
+    run(folder, distiller, module)
+    return weights(distiller.student)
+
+
+@pytest.mark.slow
+def test_hidden_states_alone_train_on_two_ranks_as_on_one(
+    tmp_path: Path, teacher: Path, prepared: data.PreparedData
+) -> None:
+    """Layers behind those compared have no gradient on any rank, and stay."""
+    decaying = replace(TRAINING, weight_decay=0.1)
+    alone = train_on_rank(tmp_path / "one", teacher, prepared, decaying, None)
+    shared = replace(decaying, micro_batch_size=2, gradient_accumulation_steps=2, devices=2)
+    together = spawn_ranks(2, train_on_rank, tmp_path / "two", teacher, prepared, shared)
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+
+
+def test_a_trainer_that_would_wait_for_the_other_layers_is_refused(teacher: Path, prepared: data.PreparedData) -> None:
+    distiller, _ = build(teacher, prepared, HIDDEN)
+    trainer = L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False)
+    distiller.trainer, trainer.strategy.model = trainer, distiller
+    distiller.on_fit_start()
+    waiting = type("Waiting", (DistributedDataParallel,), {"__init__": torch.nn.Module.__init__})()
+    waiting.find_unused_parameters = False
+    trainer.strategy.model = waiting
+    with pytest.raises(UserError, match="give the Trainer strategy='ddp_find_unused_parameters_true'"):
+        distiller.on_fit_start()
+    waiting.find_unused_parameters = True
+    distiller.on_fit_start()
 
 
 def losses_of(distiller: Distiller, batch: dict[str, torch.Tensor], denominator: int = 5) -> LossOutput:

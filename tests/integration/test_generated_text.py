@@ -108,6 +108,18 @@ def test_the_padded_rows_of_a_head_are_never_written(tmp_path: Path, chatty: Pat
     assert answer.token_ids and max(answer.token_ids) < unpadded_vocab_size(tokenizer) == 259
 
 
+def test_prompts_are_checked_once_however_many_answers_they_get(
+    tmp_path: Path, chatty: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By one number each: a list of all tokens of all samples would take 8 bytes for each of them."""
+    checked: list[int] = []
+    monkeypatch.setattr("distill_lit.generation.local.check_ids", lambda ids, *_: checked.extend(ids))
+    config, prompts = GeneratedConfig(max_new_tokens=1, batch_size=4, num_samples=4), [Prompt("A longer question?")]
+    generate_locally(tmp_path, load_model(chatty), load_tokenizer(chatty), prompts, config)
+    assert checked == [max(encode_prompt(load_tokenizer(chatty), prompts[0], config.chat))]
+    assert len(list(read_completions(tmp_path))) == 4
+
+
 def test_log_probabilities_are_the_models_own_whatever_the_sampling(chatty: Path) -> None:
     model, tokenizer = load_model(chatty), load_tokenizer(chatty)
     prompt = encode_prompt(tokenizer, Prompt("Hi"), True)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from helpers import ROOT, tiny_models
 from helpers.distillation import LENGTH, SETTINGS, TRAINING, VOCABULARY, new_student, weights
+from helpers.rounding import bfloat16_default
 from helpers.tiny_data import byte_tokenizer
 
 from distill_lit import data
@@ -111,6 +112,20 @@ def test_a_text_in_a_chat_ends_with_its_turn(tmp_path: Path, tiny_teacher: Path)
         config = load_experiment(QUICK, ["teacher.source=online", "on_policy.fraction=1", *corpus])
         made = _build_on_policy_text(config, load_model(tiny_teacher), VOCABULARY, tmp_path, None, 1, tmp_path / "log")
         assert set(made.eos_token_ids) == ends
+
+
+def test_what_is_logged_and_kept_of_texts_is_float32_whatever_the_default_format_is(
+    tiny_teacher: Path, prepared: data.PreparedData
+) -> None:
+    batch, student = make_batch(prepared.train, np.arange(2), 1), load_model(tiny_teacher)
+    plain = writer(ALWAYS).next_batch(batch, student, 4, 0, 1)["engine_logprobs"]
+    text = writer(ALWAYS)
+    with bfloat16_default():
+        found = text.next_batch(batch, student, 4, 0, 1)["engine_logprobs"]
+        for _ in range(600):
+            text.update_metrics({"replayed": 1.0}, torch.device("cpu"))
+    torch.testing.assert_close(found, plain, rtol=0, atol=0, equal_nan=True)
+    assert text.pop_metrics(1.0)["replayed"] == pytest.approx(600 / 601)
 
 
 def test_seed_and_step_alone_decide(tiny_teacher: Path, prepared: data.PreparedData) -> None:

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForLanguageModeling
 
 from distill_lit import DistillationLoss, Distiller, losses
-from distill_lit.teachers import OnlineTeacher
+from distill_lit.teachers import MixtureTeacher, OnlineTeacher
 from distill_lit.training.loss import FusedLossSettings
 from distill_lit.utils.exceptions import UserError
 
@@ -315,13 +315,72 @@ def test_batches_that_are_none(models: tuple[Any, Any], batch: Any, words: str) 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({}, "lr_scheduler: it needs the number of steps"),
-        ({"loss": losses.cosine(1, 0) * losses.CrossEntropy(), "optimizer": torch.optim.SGD}, "loss: its schedules need"),
+        ({}, "lr_scheduler: a schedule needs the number of steps"),
+        ({"loss": losses.cosine(1, 0) * losses.CrossEntropy(), "optimizer": torch.optim.SGD}, "loss: a schedule needs"),
     ],
 )
 def test_a_trainer_without_an_end(models: tuple[Any, Any], loader: DataLoader, changes: dict, words: str) -> None:
     with pytest.raises(UserError, match=words):
         L.Trainer(max_epochs=-1, **QUIET).fit(Distiller(*models, **changes), loader)
+
+
+class Endless(torch.utils.data.IterableDataset):
+    """Rows of a loader, as a stream without a length."""
+
+    def __init__(self, loader: DataLoader) -> None:
+        self.loader = loader
+
+    def __iter__(self) -> Any:
+        yield from self.loader
+
+
+@pytest.mark.parametrize(
+    ("changes", "who"),
+    [({}, "lr_scheduler"), ({"loss": losses.cosine(1, 0) * losses.CrossEntropy(), "optimizer": torch.optim.SGD}, "loss")],
+)
+def test_epochs_of_a_stream_are_no_number_of_steps(
+    models: tuple[Any, Any], loader: DataLoader, changes: dict, who: str
+) -> None:
+    stream = DataLoader(Endless(loader), batch_size=None)
+    with pytest.raises(UserError, match=f"{who}: a schedule needs the number of steps"):
+        L.Trainer(max_epochs=1, **QUIET).fit(Distiller(*models, **changes), stream)
+
+
+def test_a_stream_needs_no_length_where_nothing_is_scheduled_or_the_steps_are_given(
+    models: tuple[Any, Any], loader: DataLoader
+) -> None:
+    stream = DataLoader(Endless(loader), batch_size=None)
+    constant = Distiller(*models, optimizer=functools.partial(torch.optim.SGD, lr=0.1))
+    trainer = L.Trainer(max_epochs=1, **QUIET)
+    trainer.fit(constant, stream)
+    assert trainer.global_step == len(loader)
+    scheduled = Distiller(*models, loss=losses.linear(1.0, 0.0) * losses.CrossEntropy() + losses.ForwardKL())
+    L.Trainer(max_steps=4, **QUIET).fit(scheduled, stream)
+    assert scheduled.progress == 1.0
+
+
+@pytest.mark.parametrize(
+    ("dtype", "precision", "is_warned"),
+    [
+        (torch.bfloat16, "32-true", True),
+        (torch.bfloat16, "bf16-mixed", True),
+        (torch.bfloat16, "bf16-true", False),  # as asked for
+        (torch.float32, "bf16-mixed", False),
+    ],
+)
+def test_weights_that_round_their_steps_away_are_warned_of(
+    models: tuple[Any, Any],
+    loader: DataLoader,
+    caplog: pytest.LogCaptureFixture,
+    dtype: torch.dtype,
+    precision: str,
+    is_warned: bool,
+) -> None:
+    student, teacher = models
+    L.Trainer(max_steps=1, precision=precision, **QUIET).fit(Distiller(student.to(dtype), teacher), loader)
+    lines = [line for line in caplog.messages if "rounds small steps of the optimizer away" in line]
+    assert len(lines) == is_warned
+    assert not is_warned or f"{sum(p.numel() for p in student.parameters())} weights to be trained are bfloat16" in lines[0]
 
 
 def test_a_padded_vocabulary_is_cut_to_the_smaller_one(models: tuple[Any, Any], loader: DataLoader) -> None:
@@ -332,3 +391,29 @@ def test_a_padded_vocabulary_is_cut_to_the_smaller_one(models: tuple[Any, Any], 
     module = Distiller(student, teacher, losses.ForwardKL())
     assert isinstance(module.loss.teacher, OnlineTeacher)
     torch.testing.assert_close(module.loss(student, batch).total, plain)
+
+
+@pytest.mark.parametrize("kind", ["online", "mixture", "routed"])
+def test_padded_heads_of_teachers_are_cut_as_those_of_models_are(
+    models: tuple[Any, Any], loader: DataLoader, kind: str
+) -> None:
+    """The rows behind the tokens, which the teacher prefers to every token, do not count."""
+    student, model = models
+    batch = next(iter(loader))
+    batch["corpus_ids"] = torch.zeros_like(batch["input_ids"])
+    plain = DistillationLoss(losses.ForwardKL(), model)(student, batch).total
+    tiny_models.pad_head(model, 320)
+    teacher: Any = OnlineTeacher(model)
+    if kind != "online":
+        parts = {"one": teacher, "same": OnlineTeacher(model)}
+        teacher = MixtureTeacher(parts, {"one": 0.4, "same": 0.6} if kind == "mixture" else [{"same": 1.0}])
+    module = Distiller(student, teacher, losses.ForwardKL())
+    torch.testing.assert_close(module.loss(student, batch, compute_metrics=True).total, plain)
+
+
+def test_a_teacher_of_fewer_tokens_than_are_compared_is_refused(models: tuple[Any, Any], loader: DataLoader) -> None:
+    student, teacher = models
+    criterion = DistillationLoss(losses.ForwardKL(), OnlineTeacher(teacher, 290), vocab_size=300)
+    with pytest.raises(UserError, match="vocab_size: 300 tokens are compared, and the teacher gives 290; give that"):
+        criterion(student, next(iter(loader)))
+    assert DistillationLoss(losses.ForwardKL(), OnlineTeacher(teacher, 290)).vocab_size == 290

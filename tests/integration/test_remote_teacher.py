@@ -1,5 +1,6 @@
 """The remote teacher against a server that fails in every way, and against a real one that serves SmolLM2."""
 
+import asyncio
 import dataclasses
 import io
 import json
@@ -12,8 +13,9 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -102,6 +104,42 @@ def test_answers_cost_and_request_are_what_they_should_be(tmp_path: Path) -> Non
         "seed": 4,
         "logprobs": True,
     }
+
+
+def in_a_notebook(call: Callable[[], Any]) -> Any:
+    """Its result, called where an event loop runs, as Jupyter calls cells."""
+    loop = asyncio.new_event_loop()
+
+    async def cell() -> Any:
+        return call()
+
+    try:
+        return loop.run_until_complete(cell())
+    finally:
+        loop.close()
+
+
+def test_a_notebook_asks_like_a_script(tmp_path: Path) -> None:
+    with serving(echo) as server:
+        answers, _ = in_a_notebook(lambda: ask(tmp_path / "a", config(server.url)))
+    assert [answer.text for answer in answers] == [f"re: question {i}" for i in range(6)]
+    with serving(lambda request, number: failure(500)) as server, pytest.raises(UserError, match="answers are missing"):
+        in_a_notebook(lambda: ask(tmp_path / "b", config(server.url, max_retries=0), [Prompt("another")]))
+
+
+def test_a_notebook_that_is_interrupted_keeps_what_was_answered(tmp_path: Path) -> None:
+    def interrupt(request: dict, number: int) -> tuple:
+        if number == 1:
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+            time.sleep(0.5)
+        return echo(request, number)
+
+    with serving(interrupt) as server:
+        with pytest.raises(KeyboardInterrupt):
+            in_a_notebook(lambda: ask(tmp_path / "a", config(server.url)))
+        assert len(server.requests) == 2  # the second was on its way
+        ask(tmp_path / "a", config(server.url))
+        assert len(server.requests) == 6
 
 
 def test_nothing_is_asked_twice(tmp_path: Path) -> None:

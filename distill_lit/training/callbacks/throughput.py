@@ -59,7 +59,11 @@ class TokenThroughput(L.Callback):
     def measure(self, trainer: L.Trainer, device: torch.device) -> tuple[dict[str, float], float]:
         """(what is logged, seconds of training) since the last call of this; all ranks call it."""
         seconds = self.timer.lap()
-        tokens = float(trainer.strategy.reduce(torch.tensor(float(self._new_tokens), device=device), reduce_op="sum"))
+        tokens = float(
+            trainer.strategy.reduce(
+                torch.tensor(float(self._new_tokens), dtype=torch.float32, device=device), reduce_op="sum"
+            )
+        )
         self._total_tokens, self._new_tokens = self._total_tokens + tokens, 0
         speed = tokens / max(seconds, 1e-9)
         return {"train/tokens_per_second": speed, "train/tokens": self._total_tokens}, seconds

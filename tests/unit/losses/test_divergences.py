@@ -8,6 +8,7 @@ import torch
 from helpers.loss_inputs import DENSE, DIFFERENTIABLE, DIVERGENCES, authors, one_term, softened
 from torch import Tensor
 
+from distill_lit import UserError, losses
 from distill_lit.config import TermConfig
 from distill_lit.losses import LOGIT_LOSSES, build_objective, distillation_loss
 from distill_lit.losses import divergences as dv
@@ -117,6 +118,25 @@ def test_alpha_beta_limits_in_float32() -> None:
     for alpha in (1e-3, 1e-5, 1e-8, 0.0):
         single = dv.alpha_beta(student.float().log_softmax(-1), teacher.float().log_softmax(-1), alpha, 0.7)
         torch.testing.assert_close(single.double(), exact, rtol=2e-2 if alpha == 1e-3 else 3e-4, atol=0)
+
+
+@pytest.mark.parametrize(("alpha", "beta"), [(-1.0, -1.0), (-1.0, 9.9), (9.9, -1.0), (-1.0, 0.0), (0.0, -1.0), (-0.5, 0.5)])
+def test_alpha_beta_is_finite_at_its_limits(alpha: float, beta: float) -> None:
+    """Of certain and of random distributions over 150,000 tokens, with their gradients."""
+    options = losses.AlphaBeta(alpha=alpha, beta=beta).options
+    certain, other = torch.full((2, 150_000), -200.0), torch.full((2, 150_000), -200.0)
+    certain[:, 0] = other[:, 1] = 200.0
+    for student, teacher in ((certain, other), (torch.randn(2, 150_000), certain), (other, torch.randn(2, 150_000))):
+        leaf = student.clone().requires_grad_()
+        value = dv.alpha_beta(leaf.log_softmax(-1), teacher.log_softmax(-1), **options)
+        value.sum().backward()
+        assert value.isfinite().all() and leaf.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("exponents", [{"alpha": -9.0, "beta": -1.0}, {"alpha": 1.0, "beta": -1.01}])
+def test_alpha_beta_refuses_exponents_beyond_float32(exponents: dict[str, float]) -> None:
+    with pytest.raises(UserError, match=r"is not a number between -1 and 10, 10 exclusive; .* beyond float32"):
+        losses.AlphaBeta(**exponents)
 
 
 def test_logit_mse_by_hand() -> None:

@@ -194,6 +194,28 @@ def test_bfloat16_products_stay_near_float32() -> None:
         assert (near.float() - wanted).norm() < 0.02 * wanted.norm()
 
 
+@pytest.mark.parametrize("loss_scale", [1024.0, 65536.0])
+def test_float16_gradients_do_not_underflow_in_steps_of_many_tokens(loss_scale: float) -> None:
+    """As under precision="16-mixed": the mean over 8192 tokens, times a GradScaler's factor, whose first is no float16."""
+    kl = TermConfig(kind="forward_kl", weight=0.5, temperature=2.0)
+    objective = build_objective({"ce": TermConfig(weight=0.5), "kl": kl})
+    torch.manual_seed(0)
+    tokens, width, size = 64, 16, 4000
+    hidden, weight, teacher = torch.randn(tokens, width), torch.randn(size, width) / 4, torch.randn(size, width) / 4
+    labels, found = torch.randint(0, size, (tokens,)), []
+    for dtype in (torch.float16, torch.float64):
+        states, own = hidden.half().to(dtype).requires_grad_(), weight.half().double().requires_grad_()
+        target = DenseTarget(hidden.half().to(dtype), LMHead(teacher.half().to(dtype), None, 1.0, 0.0, size))
+        head = LMHead(own if dtype == torch.float64 else own.float().detach().requires_grad_(), None, 1.0, 0.0, size)
+        total = fused_linear_loss(
+            objective, states, head, target, labels, denominator=torch.tensor(8192), chunk_size=20
+        ).total
+        (loss_scale * total).backward()
+        found.append((total.detach(), states.grad, head.weight.grad))
+    for near, exact in zip(*found, strict=True):
+        assert (near.double() - exact).norm() < 3e-3 * exact.norm()
+
+
 def test_a_second_backward_pass_is_refused_in_words() -> None:
     hidden, student, target, labels = make(torch.float64, bias=False)
     total = fused_linear_loss(

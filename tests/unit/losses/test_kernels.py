@@ -162,18 +162,21 @@ def test_a_student_that_has_become_the_teacher_has_no_gradient() -> None:
     assert max(gradient.abs().max() for gradient in gradients(found.total, hidden, student)) < 1e-6
 
 
-def test_products_in_bfloat16_give_the_gradient_of_the_plain_path() -> None:
+@pytest.mark.parametrize(("dtype", "tokens"), [(torch.bfloat16, N), (torch.float16, N), (torch.float16, 2**25)])
+def test_short_products_give_the_gradient_of_the_plain_path(dtype: torch.dtype, tokens: int) -> None:
+    """In float16 too where a token is a small part of its step."""
     hidden, student, target, labels = make(HEADS["plain"], has_bias=False)
-    states = hidden.detach().bfloat16().requires_grad_()
-    target = DenseTarget(target.hidden_states.bfloat16(), target.lm_head.cast(torch.bfloat16))
-    options = {"denominator": torch.tensor(N), "chunk_size": 3}
+    states = hidden.detach().to(dtype).requires_grad_()
+    target = DenseTarget(target.hidden_states.to(dtype), target.lm_head.cast(dtype))
+    options = {"denominator": torch.tensor(tokens), "chunk_size": 3}
     results = [
         fused_linear_loss(OBJECTIVES["hinton"], states, student, target, labels, kernel=kernel, **options)
         for kernel in (True, False)
     ]
     torch.testing.assert_close(results[0].term_sums, results[1].term_sums, rtol=1e-5, atol=1e-5)
-    near, wanted = (gradients(result.total, states, student) for result in results)
+    near, wanted = (gradients(result.total * tokens, states, student) for result in results)
     for ours, theirs in zip(near, wanted, strict=True):
+        assert theirs.abs().max() > 0.01
         assert ours.dtype == theirs.dtype
         assert (ours - theirs).float().norm() < 0.01 * theirs.float().norm()
 

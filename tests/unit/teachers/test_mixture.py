@@ -66,6 +66,8 @@ def test_a_teacher_without_a_token_in_a_batch_is_not_asked(models: list[Any], pr
     assert isinstance(target, MixtureTarget)
     assert target.targets[0] is None
     assert one.rows == 0
+    nothing = MixtureTeacher({"one": one, "other": other}, {"other": 1.0}).target(batch, torch.zeros_like(loss_mask))
+    assert isinstance(nothing, MixtureTarget) and nothing.targets == (None, None)
 
 
 def test_caches_of_a_few_tokens_are_routed_and_never_mixed(
@@ -84,6 +86,9 @@ def test_caches_of_a_few_tokens_are_routed_and_never_mixed(
     for part, (first, second) in zip(target, zip(*alone, strict=True), strict=True):
         chosen = corpus.bool() if part.ndim == 1 else corpus.bool()[:, None]
         assert torch.equal(part, torch.where(chosen, second, first))
+    nothing = MixtureTeacher(teachers, [{"one": 1.0}, {"other": 1.0}]).target(batch, torch.zeros_like(loss_mask))
+    assert isinstance(nothing, TopKTarget)  # as of a batch with tokens, so that ranks log the same metrics
+    assert nothing.ids.shape == (0, 4)
     with pytest.raises(UserError, match="a few tokens per position cannot be mixed"):
         MixtureTeacher(teachers, {"one": 0.5, "other": 0.5}).target(batch, loss_mask)
 

@@ -38,6 +38,28 @@ def test_an_average_follows_by_its_decay(tiny_teacher: Path) -> None:
     teacher.check_frozen()
 
 
+def test_the_average_of_bfloat16_weights_loses_no_step(tiny_teacher: Path) -> None:
+    """Steps of a thousandth of the way, which bfloat16 would round away; a resumed average takes the same ones."""
+    student = new_student(tiny_teacher).bfloat16().requires_grad_(True)
+    teacher, resumed = (EMATeacher(student, decay=0.999, vocab_size=VOCABULARY) for _ in range(2))
+    start = {name: weight.detach().float() for name, weight in student.named_parameters()}
+    with torch.no_grad():
+        for weight in student.parameters():
+            weight += 1.0
+    for step in range(300):
+        if step == 200:
+            resumed.load_state_dict(teacher.state_dict())
+        for one in (teacher, resumed) if step >= 200 else (teacher,):
+            one.follow(student)
+    weights = dict(student.named_parameters())
+    for name, average in teacher.state_dict().items():
+        expected = start[name] + (1 - 0.999**300) * (weights[name].float() - start[name])
+        torch.testing.assert_close(average, expected, rtol=1e-4, atol=1e-5)
+        assert torch.equal(dict(teacher.model.named_parameters())[name], average.bfloat16())
+        assert torch.equal(resumed.state_dict()[name], average)
+    assert {weight.dtype for weight in teacher.model.parameters()} == {torch.bfloat16}
+
+
 class Notes(L.Callback):
     """The student's weights after each optimizer step."""
 

@@ -65,6 +65,6 @@ def test_what_does_not_fit_is_asked_each_time() -> None:
 def test_only_teachers_that_follow_the_student_change() -> None:
     model = torch.nn.Linear(2, 2)
     ema, online = EMATeacher.__new__(EMATeacher), OnlineTeacher.__new__(OnlineTeacher)
-    ema.model, online.model = model, model
+    ema.model, online.model, ema._long_averages = model, model, {}
     mixtures = [MixtureTeacher({"a": online, "b": one}, {"a": 0.5, "b": 0.5}) for one in (ema, online)]
     assert [is_frozen(teacher) for teacher in (online, ema, *mixtures)] == [True, False, False, True]
