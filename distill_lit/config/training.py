@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from distill_lit.config.fields import MAX_TOKENS, Bool, Count, Float, Int, Temperature, Text, Weight, config_section
+from distill_lit.utils.exceptions import UserError
 
 
 @config_section
@@ -68,8 +69,19 @@ class TrainingConfig:
     warmup_fraction: Float = Field(
         default=0.1, ge=0, le=1, description="share of the steps in which the learning rate rises"
     )
+    lr_schedule: Literal["cosine", "linear", "constant", "wsd"] = Field(
+        default="cosine",
+        description="learning rate after the warm-up: cosine, linear: it falls to the end; constant; wsd (warm-up, stable, "
+        "decay): constant, then it falls along a line",
+    )
     min_lr_ratio: Float = Field(
-        default=0.1, ge=0, le=1, description="learning rate at the end of the cosine, as a share of the peak"
+        default=0.1, ge=0, le=1, description="learning rate at the end of cosine, linear and wsd, as a share of the peak"
+    )
+    decay_fraction: Float = Field(
+        default=0.2,
+        gt=0,
+        le=1,
+        description="of wsd alone: share of the steps, the last ones, in which the learning rate falls",
     )
     weight_decay: Float = Field(default=0.01, ge=0, description="weight decay of AdamW, on matrices only")
     beta1: Float = Field(default=0.9, ge=0, le=0.9999, description="decay of AdamW's first moment")
@@ -125,3 +137,20 @@ class TrainingConfig:
     def ranks(self) -> int:
         """Processes that train one student together, on all nodes."""
         return self.devices * self.nodes
+
+
+def check_lr_schedule(config: TrainingConfig) -> None:
+    """Raises UserError for what the schedule has no use for, and for a decay that would begin within the warm-up."""
+    default = TrainingConfig()
+    unused = {"constant": ("min_lr_ratio", "decay_fraction"), "wsd": ()}.get(config.lr_schedule, ("decay_fraction",))
+    for name in unused:
+        if (value := getattr(config, name)) != getattr(default, name):
+            raise UserError(
+                f"training.{name}: {value}, and training.lr_schedule is {config.lr_schedule}, which has none; leave it "
+                "out, or write both into the variants or stages that it is for"
+            )
+    if config.lr_schedule == "wsd" and config.warmup_fraction + config.decay_fraction > 1:
+        raise UserError(
+            f"training.decay_fraction: {config.decay_fraction} and a warmup_fraction of {config.warmup_fraction} are more "
+            "than all steps"
+        )

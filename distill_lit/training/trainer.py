@@ -32,7 +32,15 @@ from distill_lit.training.fsdp_strategy import FullyShardedStrategy
 from distill_lit.training.json_lines_logger import step_of
 from distill_lit.training.local_trainer import build_local_trainer, sync_lightning_rank
 from distill_lit.training.loggers import LoggerOptions, build_loggers, close_loggers
-from distill_lit.training.optim import CHECKPOINT_BYTES, adamw, warmup_cosine
+from distill_lit.training.optim import (
+    CHECKPOINT_BYTES,
+    SchedulerFactory,
+    adamw,
+    warmup_constant,
+    warmup_cosine,
+    warmup_linear,
+    warmup_stable_decay,
+)
 from distill_lit.utils.distributed.ranks import broadcast_from_rank_zero, get_world_size
 from distill_lit.utils.exceptions import Preempted, UserError
 from distill_lit.utils.files import read_jsonl
@@ -84,10 +92,19 @@ def optimizer_settings(config: TrainingConfig) -> dict[str, Any]:
         "optimizer": functools.partial(
             adamw, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(config.beta1, config.beta2)
         ),
-        "lr_scheduler": functools.partial(
-            warmup_cosine, warmup_fraction=config.warmup_fraction, min_lr_ratio=config.min_lr_ratio
-        ),
+        "lr_scheduler": _lr_scheduler(config),
     }
+
+
+def _lr_scheduler(config: TrainingConfig) -> SchedulerFactory:
+    warmup, end = config.warmup_fraction, config.min_lr_ratio
+    if config.lr_schedule == "constant":
+        return functools.partial(warmup_constant, warmup_fraction=warmup)
+    if config.lr_schedule == "wsd":
+        decay = config.decay_fraction
+        return functools.partial(warmup_stable_decay, warmup_fraction=warmup, min_lr_ratio=end, decay_fraction=decay)
+    schedule = warmup_linear if config.lr_schedule == "linear" else warmup_cosine
+    return functools.partial(schedule, warmup_fraction=warmup, min_lr_ratio=end)
 
 
 def train(job: TrainingJob) -> dict[str, float]:
