@@ -108,9 +108,18 @@ class TrainingConfig:
     checkpoint_interval: Count = Field(default=100, ge=1, description="optimizer steps between checkpoints")
     log_every_n_steps: Count = Field(default=1, ge=1, description="optimizer steps between logged points")
     checkpoint_budget: Float = Field(
-        default=20.0, gt=0, description="GB of checkpoints a run may hold; its newest is kept in any case"
+        default=20.0,
+        gt=0,
+        description="GB of checkpoints a run may hold; its newest, and the best for export, are kept in any case",
     )
-    keep_checkpoints: Bool = Field(default=False, description="keep the last and the best checkpoint of a finished run")
+    keep_checkpoints: Bool = Field(
+        default=False, description="keep the last checkpoint of a finished run, and the best: of the lowest validation/loss"
+    )
+    export: Literal["last", "best"] = Field(
+        default="last",
+        description="weights that a finished run exports, and that are evaluated: of the last step, or of the step with "
+        "the lowest validation/loss, the objective on held-out rows, of those that are validated (val_check_interval)",
+    )
     accelerator: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="where students train")
     devices: Int = Field(
         default=1, ge=1, le=4096, description="processes or GPUs of each node that train one student together"
@@ -137,6 +146,10 @@ class TrainingConfig:
     def ranks(self) -> int:
         """Processes that train one student together, on all nodes."""
         return self.devices * self.nodes
+
+    def steps_between_validations(self, steps: int) -> int:
+        """Optimizer steps between two validations of a training of `steps`."""
+        return max(1, round(self.val_check_interval * steps))
 
 
 def check_lr_schedule(config: TrainingConfig) -> None:

@@ -14,6 +14,7 @@ from distill_lit.config.roles import Role
 from distill_lit.config.training import check_lr_schedule
 from distill_lit.evaluation.probe_corpora import check_probes
 from distill_lit.evaluation.tasks import check_tasks
+from distill_lit.experiment.export_checks import check_export
 from distill_lit.experiment.fingerprint import TEACHER_INT8
 from distill_lit.experiment.grid import GridPoint, expand_points
 from distill_lit.experiment.launcher.devices import share_gpus, visible_gpus
@@ -147,6 +148,7 @@ def _check_recipe(name: str, recipe: Recipe, recipes: Mapping[str, Recipe]) -> N
     if recipe.is_trained:
         check_lr_schedule(config.training)
         _check_teacher(config, objective)
+        check_export(config, objective)
         check_strategy(config, objective, name)
     check_backend(config)
     data.check_data_config(config.data, config.dataset_source)

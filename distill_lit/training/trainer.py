@@ -24,7 +24,7 @@ from distill_lit.training.checkpoint import (
     checkpoint_step,
     find_latest_checkpoint,
     fingerprint_mismatches,
-    list_checkpoints,
+    remove_checkpoints,
 )
 from distill_lit.training.curve_axis import CurveAxis
 from distill_lit.training.distiller import Distiller
@@ -159,8 +159,7 @@ def find_resume_checkpoint(job: TrainingJob) -> Path | None:
     if mismatches:
         log.warning("checkpoint %s: %s; launcher.on_mismatch=%s", checkpoint, "; ".join(mismatches), job.on_mismatch)
     if mismatches and job.on_mismatch == "restart":
-        for path in list_checkpoints(job.checkpoint_folder):
-            SafeCheckpointIO().remove_checkpoint(path)
+        remove_checkpoints(job.checkpoint_folder)
         return None
     return checkpoint
 
@@ -177,7 +176,7 @@ def validate(job: TrainingJob) -> dict[str, float]:
 def build_trainer(job: TrainingJob, resume_step: int | None, termination: TerminationRequest) -> L.Trainer:
     """A Trainer that shows, logs and stores nothing but what this suite wants."""
     config = job.config
-    val_check_interval = max(1, round(config.val_check_interval * job.datamodule.steps))
+    val_check_interval = config.steps_between_validations(job.datamodule.steps)
     sync_lightning_rank()
     curve_start = CurveAxis("steps", job.first_step, job.first_tokens, job.datamodule.tokens_per_step)
     loggers = build_loggers(job.loggers, job.folder, resume_step, curve_start)
@@ -209,6 +208,7 @@ def build_trainer(job: TrainingJob, resume_step: int | None, termination: Termin
                 checkpoint_interval,
                 val_check_interval,
                 config.keep_checkpoints,
+                config.export == "best",
                 budget,
                 job.fingerprints,
                 termination,
@@ -248,10 +248,10 @@ def _names_at(path: Path, step: int) -> set[str]:
     return {name for line in read_jsonl(path) if step_of(line) == step for name in line}
 
 
-def final_metrics(path: Path) -> dict[str, float]:
-    """The last value of every metric in a run's lines."""
+def final_metrics(path: Path, last_step: float = float("inf")) -> dict[str, float]:
+    """The last value of every metric in a run's lines, up to those of a step."""
     latest: dict[str, float] = {}
     for line in read_jsonl(path):
-        latest.update(line)
+        latest.update(line if step_of(line) <= last_step else {})
     latest.pop("step", None)
     return latest
