@@ -85,6 +85,15 @@ def check_root(root: Path, name: str, writes: bool = True) -> None:
             raise UserError(f"--root {root}: {place} is no folder that can be {'written to' if writes else 'read'}")
 
 
+def check_new_file(path: Path) -> None:
+    """Raises UserError where --out cannot be a new file at `path`."""
+    folder = path.absolute().parent
+    if os.path.lexists(path):
+        raise UserError(f"--out {path}: is there already; remove it, or give another name")
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"--out {path}: {folder} is no folder that can be written to")
+
+
 def find_results(path: Path, overrides: list[str]) -> "tuple[Path, ExperimentConfig]":
     """The results folder and the config of an argument. Raises UserError for what is neither folder nor experiment."""
     from distill_lit.config import load_experiment

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from distill_lit.config.fields import MAX_TOKENS, Bool, Count, Float, Int, Temperature, Text, Weight, config_section
+from distill_lit.utils.exceptions import UserError
 
 
 @config_section
@@ -68,8 +69,19 @@ class TrainingConfig:
     warmup_fraction: Float = Field(
         default=0.1, ge=0, le=1, description="share of the steps in which the learning rate rises"
     )
+    lr_schedule: Literal["cosine", "linear", "constant", "wsd"] = Field(
+        default="cosine",
+        description="learning rate after the warm-up: cosine, linear: it falls to the end; constant; wsd (warm-up, stable, "
+        "decay): constant, then it falls along a line",
+    )
     min_lr_ratio: Float = Field(
-        default=0.1, ge=0, le=1, description="learning rate at the end of the cosine, as a share of the peak"
+        default=0.1, ge=0, le=1, description="learning rate at the end of cosine, linear and wsd, as a share of the peak"
+    )
+    decay_fraction: Float = Field(
+        default=0.2,
+        gt=0,
+        le=1,
+        description="of wsd alone: share of the steps, the last ones, in which the learning rate falls",
     )
     weight_decay: Float = Field(default=0.01, ge=0, description="weight decay of AdamW, on matrices only")
     beta1: Float = Field(default=0.9, ge=0, le=0.9999, description="decay of AdamW's first moment")
@@ -96,9 +108,18 @@ class TrainingConfig:
     checkpoint_interval: Count = Field(default=100, ge=1, description="optimizer steps between checkpoints")
     log_every_n_steps: Count = Field(default=1, ge=1, description="optimizer steps between logged points")
     checkpoint_budget: Float = Field(
-        default=20.0, gt=0, description="GB of checkpoints a run may hold; its newest is kept in any case"
+        default=20.0,
+        gt=0,
+        description="GB of checkpoints a run may hold; its newest, and the best for export, are kept in any case",
     )
-    keep_checkpoints: Bool = Field(default=False, description="keep the last and the best checkpoint of a finished run")
+    keep_checkpoints: Bool = Field(
+        default=False, description="keep the last checkpoint of a finished run, and the best: of the lowest validation/loss"
+    )
+    export: Literal["last", "best"] = Field(
+        default="last",
+        description="weights that a finished run exports, and that are evaluated: of the last step, or of the step with "
+        "the lowest validation/loss, the objective on held-out rows, of those that are validated (val_check_interval)",
+    )
     accelerator: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="where students train")
     devices: Int = Field(
         default=1, ge=1, le=4096, description="processes or GPUs of each node that train one student together"
@@ -125,3 +146,24 @@ class TrainingConfig:
     def ranks(self) -> int:
         """Processes that train one student together, on all nodes."""
         return self.devices * self.nodes
+
+    def steps_between_validations(self, steps: int) -> int:
+        """Optimizer steps between two validations of a training of `steps`."""
+        return max(1, round(self.val_check_interval * steps))
+
+
+def check_lr_schedule(config: TrainingConfig) -> None:
+    """Raises UserError for what the schedule has no use for, and for a decay that would begin within the warm-up."""
+    default = TrainingConfig()
+    unused = {"constant": ("min_lr_ratio", "decay_fraction"), "wsd": ()}.get(config.lr_schedule, ("decay_fraction",))
+    for name in unused:
+        if (value := getattr(config, name)) != getattr(default, name):
+            raise UserError(
+                f"training.{name}: {value}, and training.lr_schedule is {config.lr_schedule}, which has none; leave it "
+                "out, or write both into the variants or stages that it is for"
+            )
+    if config.lr_schedule == "wsd" and config.warmup_fraction + config.decay_fraction > 1:
+        raise UserError(
+            f"training.decay_fraction: {config.decay_fraction} and a warmup_fraction of {config.warmup_fraction} are more "
+            "than all steps"
+        )

@@ -87,11 +87,18 @@ def _row(run: Run, folder: Path, is_done: bool, failed: dict[str, str]) -> dict[
         **{f"grid.{key}": _cell(value) for key, value in run.grid_values.items()},
         **{name: manifest.get(name) for name in MANIFEST_COLUMNS},
         "bytes": manifest.get("bytes"),
+        **_exported_step(manifest),
         "validation_data_fingerprint": validation_data_fingerprint(run.config)[:8] if run.student else None,
         **{name: metrics.get(metric) for name, metric in VALIDATION_COLUMNS.items()},
         "status": "done" if is_done else "failed" if run.name in failed else "missing",
         "reason": failed.get(run.name, ""),
     }
+
+
+def _exported_step(manifest: dict[str, Any]) -> dict[str, Any]:
+    """Which step's weights a student has, and how many its last stage took, where it was not simply the last step."""
+    exported = manifest.get("exported")
+    return {"exported_step": exported["step"], "training_steps": manifest["steps"]} if exported else {}
 
 
 def _cell(value: Any) -> Any:

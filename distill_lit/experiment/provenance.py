@@ -39,10 +39,15 @@ def collect_provenance(config: ExperimentConfig, references: list[str], runs: Pa
         "config": fingerprint(to_dict(config)),
         "seeds": {"seed": config.seed, "data.seed": config.data.seed, "evaluation.seed": config.evaluation.seed},
         "revisions": {_published_name(name, runs): assets.revision(name) for name in references},
-        "versions": {name: _version(name) for name in PACKAGES},
+        "versions": package_versions(),
         "hardware": hardware.describe_hardware(),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def package_versions() -> dict[str, str]:
+    """{package: version} of what results depend on; `unknown` for one that is not installed."""
+    return {name: _version(name) for name in PACKAGES}
 
 
 def _published_name(reference: str, runs: Path) -> str:

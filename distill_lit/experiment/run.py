@@ -12,6 +12,7 @@ from distill_lit.config.derivation import map_model_references
 from distill_lit.config.roles import Role
 from distill_lit.evaluation.evaluator import EvaluationResult, evaluate_model, join_results
 from distill_lit.evaluation.probes import evaluate_probes
+from distill_lit.evaluation.result_files import write_records
 from distill_lit.evaluation.surprisal import measure_surprisal
 from distill_lit.evaluation.task_scores import mean_above_chance, primary_scores
 from distill_lit.experiment.completion import (
@@ -198,11 +199,7 @@ def evaluate_run(run: Run, folder: Path, progress_callback: ProgressCallback) ->
     if run.config.evaluation.probes:
         result = _with_probes(run, run_model_folder(folder, manifest), result, progress_callback)
     records = folder / "records"
-    with atomic_write(records / "documents.parquet") as path:
-        result.documents.to_parquet(path, compression="zstd", index=False)
-    with atomic_write(records / "records.parquet") as path:
-        result.records.to_parquet(path, compression="zstd", index=False)
-    write_json(records / "meta.json", result.meta)
+    write_records(result, records)
     if run.role == Role.TEACHER:
         surprisal = measure_surprisal(
             run_model_folder(folder, manifest),

@@ -54,12 +54,13 @@ from distill_lit.models.vocabulary import load_unpadded_vocab_size
 from distill_lit.teachers import PrefetchingTeacher, Teacher
 from distill_lit.training.callbacks.collapse import OnPolicyCollapseWarning
 from distill_lit.training.callbacks.evaluation import EvaluationCallback
+from distill_lit.training.checkpoint import load_best_weights
 from distill_lit.training.distiller import Distiller
 from distill_lit.training.feature_alignment import build_feature_alignment, use_eager_attention
 from distill_lit.training.loss import FusedLossSettings
 from distill_lit.training.on_policy import OnPolicyGenerator
 from distill_lit.training.tensorboard_summary import CustomScalarsCallback
-from distill_lit.training.trainer import TrainingJob, optimizer_settings, prepare_student, train, validate
+from distill_lit.training.trainer import TrainingJob, final_metrics, optimizer_settings, prepare_student, train, validate
 from distill_lit.utils import hardware
 from distill_lit.utils.distributed.ranks import broadcast_from_rank_zero, get_rank, get_world_size, rank_zero_first
 from distill_lit.utils.files import read_json
@@ -113,7 +114,8 @@ def train_and_export_student(
     if get_rank():
         return {}
     progress_callback("export", 0, 1)
-    size = _export(run, folder, student, base)
+    metrics, exported = _choose_weights(run, setup, student, metrics)
+    size = _export(run, folder, student, base, exported)
     notes = [line for one in setup.callbacks if isinstance(one, OnPolicyCollapseWarning) for line in one.lines]
     return {
         **({"notes": notes} if notes else {}),
@@ -121,6 +123,7 @@ def train_and_export_student(
         "files": student_hashes(folder),
         "origin": setup.fingerprints,
         "metrics": metrics,
+        **({"exported": exported} if exported else {}),
         "data": prepared.statistics,
         **({"format": QUANTIZATION_RECIPES[quantization]} if quantization != "none" else {}),
         **size_facts(size),
@@ -137,6 +140,17 @@ def _train_or_validate(run: Run, setup: TrainingJob) -> dict[str, float]:
             setup.distiller.on_policy_generator.close()
 
 
+def _choose_weights(
+    run: Run, setup: TrainingJob, student: Any, metrics: dict[str, float]
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """Gives the student its best weights where `training.export` asks for them. Returns (the metrics of what is exported,
+    its {step, loss} where these are not simply the last weights)."""
+    if run.is_trained and run.config.training.export == "best":
+        best = load_best_weights(setup.checkpoint_folder, student)
+        return final_metrics(setup.folder / "metrics.jsonl", best["step"]), best
+    return metrics, {}
+
+
 def _initial_student(run: Run, folder: Path, base: Path, calibration: CalibrationData) -> Any:
     """The student before training; one that is only quantized is written at once."""
     shape = run.config.students[run.student]
@@ -148,7 +162,7 @@ def _initial_student(run: Run, folder: Path, base: Path, calibration: Calibratio
     return student
 
 
-def _export(run: Run, folder: Path, student: Any, base: Path) -> ModelSize:
+def _export(run: Run, folder: Path, student: Any, base: Path, exported: dict[str, Any]) -> ModelSize:
     """Writes the finished student, adapters merged, weights quantized that were rounded in training, and has it read in
     another process. Raises UserError, its weights kept, where it says something else there than it said in training."""
     RELOAD_PROCESS.start()
@@ -158,7 +172,9 @@ def _export(run: Run, folder: Path, student: Any, base: Path) -> ModelSize:
         check_reloads(student, folder / "student", ids, expected_logits)
         return size_of(load_model(folder / "student"))
     size = size_of(merge_adapters(student))
-    card = model_card(run.label, run.config.teacher.model, _recipe(run), {"parameters": f"{size.parameters:,}"})
+    details = {"parameters": f"{size.parameters:,}"}
+    details |= {"exported step": f"{exported['step']:,}, of the lowest validation loss"} if exported else {}
+    card = model_card(run.label, run.config.teacher.model, _recipe(run), details)
     quantize_prepared(student, run.config.students[run.student].quantization_aware)
     end = learned_turn_end(_tokenizer(run.config, base)) if run.config.data.has_chats else None
     export_student(student, base, folder / "student", card, read_template(run.config.data.chat_template), end)

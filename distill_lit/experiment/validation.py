@@ -18,8 +18,10 @@ from distill_lit.config.hypotheses import ROLE, STUDENT, axis_named, values_of
 from distill_lit.config.hypothesis_validation import needed_baselines
 from distill_lit.config.on_policy import check_on_policy, is_on_policy_enabled
 from distill_lit.config.roles import Role
+from distill_lit.config.training import check_lr_schedule
 from distill_lit.evaluation.probe_corpora import check_probes
 from distill_lit.evaluation.tasks import check_tasks
+from distill_lit.experiment.export_checks import check_export
 from distill_lit.experiment.fingerprint import TEACHER_INT8
 from distill_lit.experiment.grid import GridPoint, expand_points
 from distill_lit.experiment.launcher.devices import num_devices, share_gpus, visible_gpus
@@ -160,7 +162,9 @@ def _check_recipe(name: str, recipe: Recipe, recipes: Mapping[str, Recipe]) -> N
         check_torchao(f"{config_key(name, config)}.quantize: {shape.quantize}")
     objective = build_objective(config.objective.terms, config.objective.temperature_scaling)
     if recipe.is_trained:
+        check_lr_schedule(config.training)
         _check_teacher(config, objective)
+        check_export(config, objective)
         check_strategy(config, objective, name)
     check_backend(config)
     data.check_data_config(config.data, config.dataset_source)

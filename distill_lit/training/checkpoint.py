@@ -21,6 +21,7 @@ RESERVE_BYTES = 32 << 20  # left free beside a checkpoint, for event files and m
 MAX_RETAINED_CHECKPOINTS = 2  # the newest, and one to fall back on
 CHECKPOINT_KEY = "distill_lit"  # our entry in a checkpoint
 BEST_CHECKPOINT_FILE = "best.json"
+STUDENT = "student."  # before the names of a student's weights in a checkpoint of its `Distiller`
 Fingerprints = dict[str, str]
 
 
@@ -135,6 +136,13 @@ def find_latest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
     return None, []
 
 
+def remove_checkpoints(folder: Path) -> None:
+    """Removes all checkpoints, and what is known of the best one."""
+    (folder / BEST_CHECKPOINT_FILE).unlink(missing_ok=True)
+    for path in list_checkpoints(folder):
+        SafeCheckpointIO().remove_checkpoint(path)
+
+
 def fingerprint_mismatches(checkpoint: Path, fingerprints: Fingerprints) -> list[str]:
     """How what a checkpoint was made from differs from `fingerprints`, a phrase for each part."""
     file = checkpoint / sharded_checkpoint.SHARED_FILE if checkpoint.is_dir() else checkpoint
@@ -173,6 +181,32 @@ def read_best(folder: Path) -> dict[str, Any] | None:
         return None
 
 
+def load_best_weights(folder: Path, student: nn.Module) -> dict[str, Any]:
+    """Gives the student of a `Distiller` the weights of the best checkpoint, whose {step, loss} it returns; what is frozen
+    stays. Raises UserError where there is none that is intact."""
+    best = read_best(folder)
+    if best is None:
+        raise UserError(
+            f"training.export: best, and {folder} has no intact checkpoint with a finite validation/loss; look at the "
+            "curves of the run, and remove its folder to train again"
+        )
+    weights = _read_weights(folder / f"step={best['step']}.ckpt")
+    own = {name.removeprefix(STUDENT): tensor for name, tensor in weights.items() if name.startswith(STUDENT)}
+    unknown = student.load_state_dict(own, strict=False).unexpected_keys
+    if unknown or not own:
+        raise RuntimeError(f"{folder}: not a checkpoint of this student: {unknown[:3]}")
+    return best
+
+
+def _read_weights(checkpoint: Path) -> dict[str, Tensor]:
+    """{name: tensor} of a module; the states of its optimizer, twice as large, stay on the disk."""
+    if not checkpoint.is_dir():
+        weights: dict[str, Tensor] = load_checkpoint_weights_only(checkpoint, mmap=True)[sharded_checkpoint.WEIGHTS]
+        return weights
+    stored = sharded_checkpoint.read(checkpoint, whole=False)[sharded_checkpoint.WEIGHTS]
+    return {name: part if isinstance(part, Tensor) else part.rows(0, part.shape[0]) for name, part in stored.items()}
+
+
 def _best_stem(folder: Path) -> str:
     try:
         return f"step={read_json(folder / BEST_CHECKPOINT_FILE)['step']}"
@@ -180,14 +214,16 @@ def _best_stem(folder: Path) -> str:
         return ""
 
 
-def rotate_checkpoints(folder: Path, disk_budget_gb: float) -> None:
-    """Keeps the newest checkpoint whatever it weighs; then, within the budget, the best and the one before the newest."""
+def rotate_checkpoints(folder: Path, disk_budget_gb: float, needs_best: bool = False) -> None:
+    """Keeps the newest checkpoint whatever it weighs, and the best too where it is needed; then, within the budget, the
+    best and the one before the newest."""
     newest, *older = list_checkpoints(folder)
     best = _best_stem(folder)
     remaining_bytes = disk_budget_gb * 1e9 - _bytes_on_disk(newest)
     retained = [p for p in older if p.stem == best] + [p for p in older if p.stem != best][: MAX_RETAINED_CHECKPOINTS - 1]
     for path in [*retained, *(p for p in older if p not in retained)]:
-        if path in retained and _bytes_on_disk(path) <= remaining_bytes:
+        is_needed = needs_best and path.stem == best
+        if is_needed or (path in retained and _bytes_on_disk(path) <= remaining_bytes):
             remaining_bytes -= _bytes_on_disk(path)
         else:
             SafeCheckpointIO().remove_checkpoint(path)

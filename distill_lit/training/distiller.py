@@ -63,7 +63,8 @@ class Distiller(L.LightningModule):
             loss: of `distill_lit.losses`, or a weighted sum; None: ½ cross-entropy + ½ forward KL at T = 2.
             lr: peak learning rate of AdamW, which warms up and falls along a cosine; unused with `optimizer`.
             optimizer: makes another from the parameters, as `partial(torch.optim.SGD, lr=0.1)`, at a constant rate.
-            lr_scheduler: makes a schedule from (optimizer, optimizer steps of the training), stepped after each.
+            lr_scheduler: makes a schedule from (optimizer, optimizer steps of the training), stepped after each, as
+                `training.optim.warmup_linear`.
             vocab_size: real tokens, which both models share; None: rows of the smaller lm_head.
             feature_alignment: of hidden-state terms; None: made here, from the options of the terms.
             on_policy_generator: makes some batches text that the student writes.

@@ -1,4 +1,9 @@
-"""Optimizer and learning-rate schedule: AdamW with decay on matrices only, linear warm-up, then a cosine."""
+"""Optimizer and learning-rate schedules: AdamW with decay on matrices only; linear warm-up, then a cosine, a line, a
+constant, or a constant with a decay at the end (WSD).
+
+Of N optimizer steps the first w = max(1, round(`warmup_fraction` · N)) warm up: step s = 0, 1, … is taken at (s + 1) / w of
+the peak. That is transformers' warm-up, whose first step is taken at a rate of 0, a step earlier; after it, both agree.
+"""
 
 import logging
 import math
@@ -54,16 +59,67 @@ def allocate_moments(optimizer: Optimizer) -> None:
 def warmup_cosine(
     optimizer: Optimizer, total_steps: int, warmup_fraction: float = 0.1, min_lr_ratio: float = 0.1
 ) -> LambdaLR:
-    """The learning rate rises for a share of the optimizer steps, then falls along a cosine to a share of its peak."""
+    """Warm-up, then r + (1 − r) · ½ (1 + cos(π · x)), x = (s − w) / (N − w), with r = `min_lr_ratio`: half a cosine from
+    the peak to r of it (SGDR without restarts, Loshchilov and Hutter 2017, 1608.03983)."""
+
+    def falling(step: int, warmup_steps: int) -> float:
+        share = _share(step, warmup_steps, total_steps)
+        return min_lr_ratio + (1 - min_lr_ratio) * 0.5 * (1 + math.cos(math.pi * share))
+
+    return _warmup_then(falling, optimizer, total_steps, warmup_fraction)
+
+
+def warmup_linear(
+    optimizer: Optimizer, total_steps: int, warmup_fraction: float = 0.1, min_lr_ratio: float = 0.1
+) -> LambdaLR:
+    """Warm-up, then r + (1 − r) · (1 − x), x = (s − w) / (N − w), with r = `min_lr_ratio`: a line from the peak to r of
+    it."""
+
+    def falling(step: int, warmup_steps: int) -> float:
+        return min_lr_ratio + (1 - min_lr_ratio) * (1 - _share(step, warmup_steps, total_steps))
+
+    return _warmup_then(falling, optimizer, total_steps, warmup_fraction)
+
+
+def warmup_constant(optimizer: Optimizer, total_steps: int, warmup_fraction: float = 0.1) -> LambdaLR:
+    """Warm-up, then the peak to the end."""
+    return _warmup_then(lambda step, warmup_steps: 1.0, optimizer, total_steps, warmup_fraction)
+
+
+def warmup_stable_decay(
+    optimizer: Optimizer,
+    total_steps: int,
+    warmup_fraction: float = 0.1,
+    min_lr_ratio: float = 0.1,
+    decay_fraction: float = 0.2,
+) -> LambdaLR:
+    """Warm-up, then the peak until the last d = max(1, round(`decay_fraction` · N)) steps, which follow a line from it to
+    r = `min_lr_ratio` of it: r + (1 − r) · (1 − x), x = (s − (N − d)) / d (WSD: MiniCPM, 2404.06395; a linear decay as in
+    Hägele et al. 2024, 2405.18392). No step of the warm-up decays."""
+    decay_steps = max(1, round(decay_fraction * total_steps))
+
+    def falling(step: int, warmup_steps: int) -> float:
+        share = _share(step, max(warmup_steps, total_steps - decay_steps), total_steps)
+        return min_lr_ratio + (1 - min_lr_ratio) * (1 - share)
+
+    return _warmup_then(falling, optimizer, total_steps, warmup_fraction)
+
+
+def _warmup_then(
+    after: Callable[[int, int], float], optimizer: Optimizer, total_steps: int, warmup_fraction: float
+) -> LambdaLR:
+    """after: (step, steps of the warm-up) → the share of the peak at which a step after the warm-up is taken."""
     warmup_steps = max(1, round(warmup_fraction * total_steps))
 
     def multiplier(step: int) -> float:
-        if step < warmup_steps:
-            return (step + 1) / warmup_steps
-        share = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
-        return min_lr_ratio + (1 - min_lr_ratio) * 0.5 * (1 + math.cos(math.pi * share))
+        return (step + 1) / warmup_steps if step < warmup_steps else after(step, warmup_steps)
 
     return LambdaLR(optimizer, multiplier)
+
+
+def _share(step: int, first: int, end: int) -> float:
+    """How far a step is from `first` to `end`: 0 before it begins, 1 after it ends."""
+    return min(1.0, max(0, step - first) / max(1, end - first))
 
 
 def optimizer_and_schedule(

@@ -24,7 +24,7 @@ from distill_lit.training.checkpoint import (
     checkpoint_step,
     find_latest_checkpoint,
     fingerprint_mismatches,
-    list_checkpoints,
+    remove_checkpoints,
 )
 from distill_lit.training.curve_axis import CurveAxis
 from distill_lit.training.distiller import DDP_WITH_UNUSED_PARAMETERS, Distiller
@@ -32,7 +32,15 @@ from distill_lit.training.fsdp_strategy import FullyShardedStrategy
 from distill_lit.training.json_lines_logger import step_of
 from distill_lit.training.local_trainer import build_local_trainer, sync_lightning_rank
 from distill_lit.training.loggers import LoggerOptions, build_loggers, close_loggers
-from distill_lit.training.optim import CHECKPOINT_BYTES, adamw, warmup_cosine
+from distill_lit.training.optim import (
+    CHECKPOINT_BYTES,
+    SchedulerFactory,
+    adamw,
+    warmup_constant,
+    warmup_cosine,
+    warmup_linear,
+    warmup_stable_decay,
+)
 from distill_lit.utils.distributed.ranks import broadcast_from_rank_zero, get_world_size
 from distill_lit.utils.exceptions import Preempted, UserError
 from distill_lit.utils.files import read_jsonl
@@ -84,10 +92,19 @@ def optimizer_settings(config: TrainingConfig) -> dict[str, Any]:
         "optimizer": functools.partial(
             adamw, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(config.beta1, config.beta2)
         ),
-        "lr_scheduler": functools.partial(
-            warmup_cosine, warmup_fraction=config.warmup_fraction, min_lr_ratio=config.min_lr_ratio
-        ),
+        "lr_scheduler": _lr_scheduler(config),
     }
+
+
+def _lr_scheduler(config: TrainingConfig) -> SchedulerFactory:
+    warmup, end = config.warmup_fraction, config.min_lr_ratio
+    if config.lr_schedule == "constant":
+        return functools.partial(warmup_constant, warmup_fraction=warmup)
+    if config.lr_schedule == "wsd":
+        decay = config.decay_fraction
+        return functools.partial(warmup_stable_decay, warmup_fraction=warmup, min_lr_ratio=end, decay_fraction=decay)
+    schedule = warmup_linear if config.lr_schedule == "linear" else warmup_cosine
+    return functools.partial(schedule, warmup_fraction=warmup, min_lr_ratio=end)
 
 
 def train(job: TrainingJob) -> dict[str, float]:
@@ -142,8 +159,7 @@ def find_resume_checkpoint(job: TrainingJob) -> Path | None:
     if mismatches:
         log.warning("checkpoint %s: %s; launcher.on_mismatch=%s", checkpoint, "; ".join(mismatches), job.on_mismatch)
     if mismatches and job.on_mismatch == "restart":
-        for path in list_checkpoints(job.checkpoint_folder):
-            SafeCheckpointIO().remove_checkpoint(path)
+        remove_checkpoints(job.checkpoint_folder)
         return None
     return checkpoint
 
@@ -160,7 +176,7 @@ def validate(job: TrainingJob) -> dict[str, float]:
 def build_trainer(job: TrainingJob, resume_step: int | None, termination: TerminationRequest) -> L.Trainer:
     """A Trainer that shows, logs and stores nothing but what this suite wants."""
     config = job.config
-    val_check_interval = max(1, round(config.val_check_interval * job.datamodule.steps))
+    val_check_interval = config.steps_between_validations(job.datamodule.steps)
     sync_lightning_rank()
     curve_start = CurveAxis("steps", job.first_step, job.first_tokens, job.datamodule.tokens_per_step)
     loggers = build_loggers(job.loggers, job.folder, resume_step, curve_start)
@@ -192,6 +208,7 @@ def build_trainer(job: TrainingJob, resume_step: int | None, termination: Termin
                 checkpoint_interval,
                 val_check_interval,
                 config.keep_checkpoints,
+                config.export == "best",
                 budget,
                 job.fingerprints,
                 termination,
@@ -231,10 +248,10 @@ def _names_at(path: Path, step: int) -> set[str]:
     return {name for line in read_jsonl(path) if step_of(line) == step for name in line}
 
 
-def final_metrics(path: Path) -> dict[str, float]:
-    """The last value of every metric in a run's lines."""
+def final_metrics(path: Path, last_step: float = float("inf")) -> dict[str, float]:
+    """The last value of every metric in a run's lines, up to those of a step."""
     latest: dict[str, float] = {}
     for line in read_jsonl(path):
-        latest.update(line)
+        latest.update(line if step_of(line) <= last_step else {})
     latest.pop("step", None)
     return latest

@@ -1,15 +1,13 @@
 """`distill-lit export`: a model as one file for other programs."""
 
 import argparse
-import os
 from pathlib import Path
 
 from rich.console import Console
 
-from distill_lit.cli.arguments import CommandParsers, add_command
+from distill_lit.cli.arguments import CommandParsers, add_command, check_new_file
 from distill_lit.cli.exit_codes import DONE
 from distill_lit.cli.stage_bar import stage_bar
-from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.path_variables import expand_path
 
 
@@ -43,7 +41,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
     reference = _reference(options.model)
     assets.check_reference(reference)
     target = options.out or Path(f"{_short_name(options.model)}-{options.quantization}.gguf")
-    _check_target(target)
+    check_new_file(target)
     from distill_lit.models import model_folder
     from distill_lit.models.gguf_export import check_gguf_export, export_gguf
 
@@ -72,12 +70,3 @@ def _reference(model: str) -> str:
 def _short_name(model: str) -> str:
     name = model.rstrip("/").split("/")[-1].split(":")[-1].split("@")[0] or "model"
     return name.removesuffix(".gguf").removesuffix("+code")
-
-
-def _check_target(target: Path) -> None:
-    """Raises UserError where no new file can be written."""
-    folder = target.absolute().parent
-    if target.exists():
-        raise UserError(f"--out {target}: is there already; remove it, or give another name")
-    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        raise UserError(f"--out {target}: {folder} is no folder that can be written to")

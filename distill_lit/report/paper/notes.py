@@ -13,7 +13,7 @@ from distill_lit.report.paper.build import CONTESTED, PaperTable
 from distill_lit.report.paper.quantities import ABOVE_CHANCE, QUANTITIES, RETAINED, SCORE
 from distill_lit.report.paper.request import MODEL
 from distill_lit.report.paper.values import value_of
-from distill_lit.report.tables.footnotes import evaluation_footnotes, excluded_task_notes
+from distill_lit.report.tables.footnotes import evaluation_footnotes, excluded_task_notes, exported_step_notes
 from distill_lit.report.tables.score_notes import FDR_MARK, HOLM_MARK
 from distill_lit.utils.files import read_mapping
 
@@ -36,6 +36,7 @@ def reading_notes(paper: PaperTable, frame: Any) -> list[str]:
     notes = [*_value_notes(paper, list(quantities)), *_bold_note(paper), *_comparison_note(paper, frame)]
     if any(column.task in paper.scores.excluded_tasks for column in paper.layout.columns):
         notes += excluded_task_notes(paper.scores)
+    notes += exported_step_notes(paper.scores, dict.fromkeys(paper.layout.cells.values()))
     runs = paper.scores.results.runs
     if {"val_kl", "val_ce", "val_agreement"} & set(quantities) and has_different_validation_data(runs):
         notes.append("Validation: each student on held-out rows of its own text; on other text it is another measure.")

@@ -7,6 +7,7 @@ from distill_lit.analysis.scores import Scores
 from distill_lit.report.number_format import format_points, join_words
 
 EXCLUDED_MARK = "†"
+MAX_STEPS_NAMED = 6  # students whose exported step is told one by one
 
 
 def tasks_in_words(scores: Scores, tasks: Iterable[str]) -> str:
@@ -38,6 +39,24 @@ def sample_limit_notes(scores: Scores) -> list[str]:
     seed = scores.results.settings(scores.tasks[0]).get("seed")
     most = " / ".join(str(limit) for limit in sorted(limits))
     return [f"Limited to {most} documents per task, drawn at random (seed {seed}): not the full evaluation."]
+
+
+def exported_step_notes(scores: Scores, groups: Iterable[int]) -> list[str]:
+    """One line where students of these groups have not the weights of their last step (`training.export: best`), else
+    none."""
+    runs = scores.results.runs
+    if "exported_step" not in runs:
+        return []
+    shown = {model for g in groups for model in scores.groups[g].models}
+    rows = runs[runs["model"].isin(shown) & runs["exported_step"].notna()]
+    steps = [f"{row.model} {row.exported_step:,.0f} of {row.training_steps:,.0f}" for row in rows.itertuples()]
+    if not steps:
+        return []
+    shares = (rows["exported_step"] / rows["training_steps"]).round(2)
+    named = (
+        "; ".join(steps) if len(steps) <= MAX_STEPS_NAMED else f"at {shares.min():.0%} to {shares.max():.0%} of the steps"
+    )
+    return [f"Weights of the step with the lowest validation loss (training.export: best), not of the last: {named}."]
 
 
 def evaluation_footnotes(scores: Scores) -> list[str]:

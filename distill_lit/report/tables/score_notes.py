@@ -8,7 +8,7 @@ from distill_lit.analysis.model_groups import REFERENCE_ROLES
 from distill_lit.analysis.results import has_different_validation_data, has_several_teachers
 from distill_lit.analysis.score_table import MACRO_AVERAGE
 from distill_lit.analysis.scores import Scores
-from distill_lit.report.tables.footnotes import tasks_in_words
+from distill_lit.report.tables.footnotes import exported_step_notes, tasks_in_words
 
 FEW_DOCUMENTS, FEW_PASSAGES = 30, 10
 HOLM_MARK, FDR_MARK = "‡", "*"  # significant after Holm, after Benjamini–Hochberg
@@ -48,7 +48,8 @@ def main_notes(scores: Scores, frame: pd.DataFrame) -> list[str]:
         f"{HOLM_MARK} significant after Holm over all such comparisons at {scores.analysis.alpha:.3g}."
         f"{bold_note(frame[frame['task'] == MACRO_AVERAGE])}"
     ]
-    return [*notes, *_validation_notes(scores)]
+    exported = exported_step_notes(scores, range(len(scores.groups)))
+    return [*notes, *exported, *_validation_notes(scores)]
 
 
 def score_warnings(scores: Scores) -> list[str]:

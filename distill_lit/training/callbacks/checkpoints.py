@@ -29,17 +29,15 @@ class CheckpointCallback(L.Callback):
         every: int,
         validate_every: int,
         keep_best: bool,
+        needs_best: bool,
         budget: float,
         origin: Fingerprints,
         termination: TerminationRequest,
     ) -> None:
-        """`every`, `validate_every`: optimizer steps; `budget`: GB; `origin`: what the checkpoints belong to."""
-        self.folder, self.checkpoint_interval, self.val_check_interval, self.keep_best = (
-            folder,
-            every,
-            validate_every,
-            keep_best,
-        )
+        """`every`, `validate_every`: optimizer steps; `keep_best`: where there is room; `needs_best`: whatever it weighs;
+        `budget`: GB; `origin`: what the checkpoints belong to."""
+        self.folder, self.checkpoint_interval, self.val_check_interval = folder, every, validate_every
+        self.keep_best, self.needs_best = keep_best or needs_best, needs_best
         self.disk_budget_gb, self.fingerprints, self.termination = budget, origin, termination
 
     def on_save_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -95,7 +93,7 @@ class CheckpointCallback(L.Callback):
             flush_loggers(trainer.loggers)  # what is logged must be as durable as the checkpoint that comes after it
             trainer.save_checkpoint(self.folder / f"step={step}.ckpt")
             if trainer.is_global_zero:
-                rotate_checkpoints(self.folder, self.disk_budget_gb)
+                rotate_checkpoints(self.folder, self.disk_budget_gb, self.needs_best)
 
 
 def _validate_now(trainer: L.Trainer) -> None:

@@ -29,6 +29,7 @@ from distill_lit.report.paper.endpoint_columns import with_endpoints
 from distill_lit.report.paper.notes import reading_notes
 from distill_lit.report.paper.pivot import pivot_of, write_pivot_files
 from distill_lit.report.paper.request import Condition, TableRequest, split_list
+from distill_lit.report.tables.score_notes import main_notes
 from distill_lit.report.tables.scores import with_training_flops
 from distill_lit.utils.exceptions import UserError
 
@@ -101,6 +102,22 @@ def test_bold_only_where_somebody_is_excluded(tmp_path: Path, counts: tuple[int,
         assert [bool(value and value.bold) for row in paper.values for value in row] == bold
         notes = " ".join(reading_notes(paper, analyzed(folder)[1]))
         assert ("so none is bold" in notes) == (not any(bold))
+
+
+def test_notes_say_which_steps_weights_students_have_where_these_are_not_the_last(tmp_path: Path) -> None:
+    folder = build_grid(tmp_path, {("d6", temperature, "0.5"): [20] for temperature in "1234567"})
+    runs = pd.read_csv(folder / "runs.csv", dtype=str)
+    assert not [note for note in main_notes(*analyzed(folder)) if "training.export" in note]
+    is_distilled = runs["role"] == "distilled"
+    runs.loc[is_distilled, "exported_step"] = range(30, 30 + 10 * is_distilled.sum(), 10)
+    runs.loc[is_distilled, "training_steps"] = 100
+    runs.to_csv(folder / "runs.csv", index=False)
+    (note,) = [note for note in main_notes(*analyzed(folder)) if "training.export" in note]
+    said = "Weights of the step with the lowest validation loss (training.export: best), not of the last: "
+    assert note == f"{said}at 30% to 90% of the steps."
+    paper = make(folder, rows=["temperature"], where=["temperature=1,3", "role=distilled"])
+    first, _, third, *_ = runs.loc[is_distilled, "model"]
+    assert f"{said}{first} 30 of 100; {third} 50 of 100." in reading_notes(paper, analyzed(folder)[1])
 
 
 def test_a_pivot_table_names_whom_it_is_to_be_compared_with(grid: Path) -> None:

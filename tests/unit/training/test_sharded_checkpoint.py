@@ -7,9 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from distill_lit.training import sharded_checkpoint
-from distill_lit.training.checkpoint import SafeCheckpointIO, find_latest_checkpoint, list_checkpoints, rotate_checkpoints
+from distill_lit.training.checkpoint import (
+    SafeCheckpointIO,
+    find_latest_checkpoint,
+    list_checkpoints,
+    load_best_weights,
+    rotate_checkpoints,
+    update_best_checkpoint,
+)
 from distill_lit.training.sharded_checkpoint import StoredTensor, rank_file, rows_of_rank
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import TEMPORARY_PREFIX, sha256_of
@@ -24,9 +32,9 @@ def test_rows_of_ranks_are_those_of_chunk(count: int, ranks: int) -> None:
         assert list(range(*rows_of_rank(count, rank, ranks))) == chunk.tolist()
 
 
-def write_by_hand(folder: Path, ranks: int = 3) -> dict[str, torch.Tensor]:
-    """A checkpoint of three tensors, as `ranks` ranks would have written it."""
-    whole = {"state_dict/a": torch.randn(7, 2), "state_dict/b": torch.randn(2)}
+def write_by_hand(folder: Path, ranks: int = 3, module: str = "") -> dict[str, torch.Tensor]:
+    """A checkpoint of three tensors, as `ranks` ranks would have written it. module: before the names of its weights."""
+    whole = {f"state_dict/{module}a": torch.randn(7, 2), f"state_dict/{module}b": torch.randn(2)}
     whole["optimizer_states/0/4/exp_avg"] = torch.randn(5, 3)
     folder.mkdir(parents=True)
     for rank in range(ranks):
@@ -83,6 +91,15 @@ def test_objects_are_never_built(tmp_path: Path) -> None:
     (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match="is refused"):
         SafeCheckpointIO().load_checkpoint(folder)
+
+
+def test_the_best_weights_are_read_from_a_folder(tmp_path: Path) -> None:
+    whole = write_by_hand(tmp_path / "step=3.ckpt", module="student.")
+    update_best_checkpoint(tmp_path, 3, 1.0)
+    student = nn.ParameterDict({"a": torch.zeros(7, 2), "b": torch.zeros(2), "frozen": torch.zeros(1)})
+    assert load_best_weights(tmp_path, student) == {"step": 3, "loss": 1.0}
+    assert torch.equal(student["a"], whole["state_dict/student.a"])
+    assert torch.equal(student["b"], whole["state_dict/student.b"])
 
 
 def test_folders_count_in_the_budget(tmp_path: Path) -> None:
