@@ -199,6 +199,21 @@ def test_a_wrong_choice_of_variants_is_one_line(file: Path, grid: str, words: st
     assert refusal(file, f"{VARIANTS}grid: {grid}").startswith(words)
 
 
+def test_a_chosen_variant_stays_chosen_at_the_points_of_the_grid(file: Path) -> None:
+    both = loaded(file, VARIANTS + "variant: {loss: rkl}\ngrid: {variant: [{data: few}, {loss: kl, data: few}, '']}")
+    chosen = [({"loss": "rkl", "data": "few"}, "reverse_kl", 2000), ({"loss": "kl", "data": "few"}, "forward_kl", 2000),
+              ("", "forward_kl", 0)]  # fmt: skip
+    assert [
+        (point.variant, point.objective.terms["kl"].kind, point.data.max_tokens)  # type: ignore[union-attr]
+        for _, point in expand_grid(both)
+    ] == chosen
+    text = VARIANTS + "variant: fast\ngrid: {variant.loss: [kl, rkl]}"
+    assert refusal(file, text) == "variant: 'fast' and variant.loss: choose one variant, or one of each axis"
+    one_for_another = loaded(file, VARIANTS + "variant: fast\ngrid: {variant: [{loss: rkl}]}")
+    ((_, point),) = expand_grid(one_for_another)
+    assert (point.variant, point.training.learning_rate) == ({"loss": "rkl"}, 5e-4)
+
+
 @pytest.mark.parametrize(
     ("one", "other", "key"),
     [
