@@ -75,7 +75,7 @@ class PointRuns:
         point = with_one_teacher(point)  # validated against `teacher.model`, whoever teaches the others
         if teacher_capabilities(point.teacher).copies_student:
             point = replace(point, teacher=replace(point.teacher, source="online"))
-        is_shared = bool(shape.from_) and point.teacher.model != self.first_teacher.model
+        is_shared = bool(shape.from_) and not shape.initializer and point.teacher.model != self.first_teacher.model
         return replace(point, teacher=copy.deepcopy(self.first_teacher)) if is_shared else point
 
     def _make_model(self, name: str, recipes: Mapping[str, Recipe]) -> None:
@@ -112,7 +112,7 @@ class PointRuns:
             fields = student_fingerprint_fields(learning, like_others)
         seedless = {**fields, "seed": 0} if "seed" in fields else fields
         self.seedless[identity] = f"{name} {versioned_fingerprint(**seedless)}"
-        is_seedless = not (is_drawn or shape.config or any(made[ref].seed is not None for ref in sources))
+        is_seedless = not (is_drawn or shape.draws_weights or any(made[ref].seed is not None for ref in sources))
         seed = None if recipe.has_fixed_seed or is_seedless else config.seed
         keys = grid_keys(config.grid)
         label = run_label(role, name, self.axes, seed if "seed" in self.values else None, keys)
