@@ -73,6 +73,7 @@ teacher: {model: "file:t"}
 students: {deep: {num_layers: 2}, wide: {num_layers: 3}, left: {num_layers: 4}}
 evaluation: {tasks: [sciq]}
 """
+OF_STUDENTS = "variants: {a: {}, b: {student: wide}}\n"
 
 
 @pytest.mark.parametrize(
@@ -83,10 +84,20 @@ evaluation: {tasks: [sciq]}
          "models: {student: wide, seconds: 2}", "h.models: no point of the grid has all of these values"),
         ("'student, training.learning_rate': [[deep, 0.1], [wide, 0.2]]",
          "models: {student: deep}, against: {student: wide}", "h.against: no point of the grid differs by this alone"),
+        ("seed: [0]", "models: {student: wide}", "h.models.student: no model has 'wide'; choose from deep"),
+        ("seed: [0]", "models: {student: deep}, against: {student: wide}", "h.against.student: no model has 'wide'"),
+        ("variant: [a, b]", "models: {student: left}", "h.models.student: no model has 'left'; choose from deep, wide"),
+        ("seed: [0, 1], include: [{seed: 1, student: left}]", "models: {student: wide}", "choose from deep, left"),
+        ("student: [deep, wide], include: [{student: wide, training.seconds: 2}]",
+         "models: {student: deep, seconds: 2}", "h.models: no point of the grid has all of these values"),
+        ("student: [deep, wide], include: [{student: wide, training.seconds: 2}]",
+         "models: {student: deep}, against: {student: wide}", "h.against: no point of the grid differs by this alone"),
     ],
 )  # fmt: skip
 def test_models_that_the_grid_does_not_plan_are_refused(tmp_path: Path, grid: str, hypothesis: str, words: str) -> None:
-    (tmp_path / "x.yaml").write_text(f"{PLAN}grid: {{{grid}}}\nhypotheses: {{h: {{claim: c, {hypothesis}}}}}\n")
+    (tmp_path / "x.yaml").write_text(
+        f"{PLAN}{OF_STUDENTS}grid: {{{grid}}}\nhypotheses: {{h: {{claim: c, {hypothesis}}}}}\n"
+    )
     with pytest.raises(UserError, match=words):
         load_experiment(tmp_path / "x.yaml")
 
@@ -102,6 +113,22 @@ def test_models_that_the_grid_does_not_plan_are_refused(tmp_path: Path, grid: st
 def test_values_of_the_grid_may_be_of_any_kind(tmp_path: Path, axis: str, one: str, other: str) -> None:
     hypothesis = f"{{claim: c, models: {{{one}}}, against: {{{other}}}}}"
     (tmp_path / "x.yaml").write_text(f"{PLAN}grid: {{student: [deep], {axis}}}\nhypotheses: {{h: {hypothesis}}}\n")
+    assert set(load_experiment(tmp_path / "x.yaml").hypotheses) == {"h"}
+
+
+@pytest.mark.parametrize(
+    ("grid", "hypothesis"),
+    [
+        ("variant: [a, b]", "models: {student: wide}"),  # a student that a variant names
+        ("seed: [0, 1], include: [{seed: 1, student: left}]", "models: {student: [deep, left]}"),  # and that of all others
+        ("student: [deep, wide], include: [{student: wide, training.seconds: 2}]", "models: {student: wide, seconds: 2}"),
+        ("student: [deep], include: [{student: wide, training.seconds: 2}]", "models: {student: deep}"),
+    ],
+)
+def test_models_that_some_points_alone_have_may_be_compared(tmp_path: Path, grid: str, hypothesis: str) -> None:
+    (tmp_path / "x.yaml").write_text(
+        f"{PLAN}{OF_STUDENTS}grid: {{{grid}}}\nhypotheses: {{h: {{claim: c, {hypothesis}}}}}\n"
+    )
     assert set(load_experiment(tmp_path / "x.yaml").hypotheses) == {"h"}
 
 
