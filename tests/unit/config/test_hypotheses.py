@@ -147,11 +147,20 @@ LEARNS_NOTHING = "nothing at answers learns from a teacher, so its student is th
             f"h.models.variant: {LEARNS_NOTHING}leave it out, or write role: ce_only",
         ),
         ("models: {variant: answers, role: ce_only}, against: before_training", ""),
+        ("models: {variant: soft, role: ce_only}, against: {variant: answers}", ""),  # which are ce_only as well
+        (
+            "models: {variant: answers, role: [distilled]}, against: before_training",
+            f"h.models.variant: {LEARNS_NOTHING}leave it out, or write role: ce_only",
+        ),
+        (
+            "models: {variant: answers, role: ce_only}, against: {variant: answers, role: distilled}",
+            f"h.against.variant: {LEARNS_NOTHING}write against: without_teacher",
+        ),
         ("models: {variant: soft, student: deep}, against: without_teacher", ""),
     ],
 )
 def test_a_point_without_teacher_has_no_distilled_student(tmp_path: Path, hypothesis: str, words: str) -> None:
-    variants = "variants: {soft: {objective.terms.ce: null}, answers: {objective.terms.kl: null}}\n"
+    variants = "variants: {soft: {objective.terms.ce: null}, answers: {objective.terms.kl: null, training.max_tokens: 9}}\n"
     variants += "objective: {terms: {ce: {}, kl: {kind: forward_kl}}}\n"
     grid = "grid: {student: [deep, wide], variant: [soft, answers]}\nbaselines: [teacher, untrained]\n"
     (tmp_path / "x.yaml").write_text(f"{PLAN}{variants}{grid}hypotheses: {{h: {{claim: c, {hypothesis}}}}}\n")
