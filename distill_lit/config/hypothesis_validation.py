@@ -1,5 +1,6 @@
 """Whether the results of an experiment could decide what its hypotheses claim."""
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -52,10 +53,12 @@ def refuse_untestable(
     untestable: dict[str, str], overrides: Sequence[str], of_file: Callable[[list[str]], dict[str, str]]
 ) -> None:
     """Raises UserError for the first of {name of a hypothesis: why it cannot be tested}, but where overrides have taken
-    away what it is about: then it is not tested. of_file: the same of the file with overrides of hypotheses alone."""
+    away what it is about: then it is not tested. of_file: the same of the file with overrides of hypotheses alone, which
+    may be no experiment without the others."""
     if untestable and overrides:
-        written = of_file([override for override in overrides if override.startswith("hypotheses")])
-        untestable = {name: problem for name, problem in written.items() if name in untestable}
+        with contextlib.suppress(UserError):
+            written = of_file([override for override in overrides if override.startswith("hypotheses")])
+            untestable = {name: problem for name, problem in written.items() if name in untestable}
     for problem in untestable.values():
         raise UserError(problem)
 

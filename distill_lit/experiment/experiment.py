@@ -158,9 +158,10 @@ class Experiment:
         def untestable(one: Experiment) -> dict[str, str]:
             return untestable_at_points(one.config, one.points)
 
-        refuse_untestable(
-            untestable(self), overrides, lambda own: untestable(Experiment(load_experiment(path, own), self.root))
-        )
+        def of_file(own: list[str]) -> dict[str, str]:
+            return untestable(Experiment(load_experiment(path, own, must_test=False), self.root))
+
+        refuse_untestable(untestable(self), overrides, of_file)
 
     def plan(self) -> "list[tuple[Run, Estimate | None]]":
         """`estimated_runs` of a config that is compared with its teacher, where that is here already."""

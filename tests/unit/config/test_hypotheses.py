@@ -169,6 +169,44 @@ def test_a_point_without_teacher_has_no_distilled_student(tmp_path: Path, hypoth
     assert found == ({"h": f"hypotheses.{words}"} if words else {})
 
 
+@pytest.mark.parametrize(
+    ("written", "change"),
+    [
+        ('teacher: {model: "file:t"}', "teacher.model=file:u"),
+        ("grid: {student: [deep, wide]}", "grid={student: [deep, wide]}"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("hypothesis", "words"),
+    [("models: {student: lefd}", "h.models.student: no model has 'lefd'"), ("measure: gain", "h: it needs ce_only in")],
+)
+def test_a_file_that_overrides_complete_says_what_is_wrong_with_a_hypothesis(
+    written: str, change: str, hypothesis: str, words: str, tmp_path: Path
+) -> None:
+    """Alone it has no teacher, or a row of the grid has one value too many."""
+    text = f"{PLAN}objective: {{terms: {{kl: {{kind: forward_kl}}}}}}\nbaselines: [teacher]\n"
+    text += f"grid: {{student: [deep, wide]}}\nhypotheses: {{h: {{claim: c, {hypothesis}}}}}\n"
+    wrong = "grid: {'student, seed': [[deep, 1, 2]]}" if "grid" in written else ""
+    file = tmp_path / "x.yaml"
+    file.write_text(text.replace(written, wrong))
+    with pytest.raises(UserError, match=f"hypotheses.{words}"):
+        Experiment(load_experiment(file, [change])).check_hypotheses(file, [change])
+
+
+def test_of_two_hypotheses_the_one_is_named_that_overrides_do_not_mend(tmp_path: Path) -> None:
+    text = (
+        f"{PLAN}objective: {{terms: {{kl: {{kind: forward_kl}}}}}}\nbaselines: [teacher]\ngrid: {{student: [deep, wide]}}\n"
+    )
+    text += (
+        "hypotheses: {mended: {claim: c, against: before_training}, h: {claim: c, measure: gain, against: {student: deep}}}"
+    )
+    (tmp_path / "x.yaml").write_text(text)
+    changes = ["baselines=[teacher, untrained]"]
+    config = load_experiment(tmp_path / "x.yaml", changes)
+    with pytest.raises(UserError, match="^hypotheses.h: it needs ce_only in baselines$"):
+        Experiment(config).check_hypotheses(tmp_path / "x.yaml", changes)
+
+
 @pytest.mark.parametrize("command", ["plan", "run"])
 def test_the_commands_refuse_it_and_write_nothing(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
