@@ -73,7 +73,7 @@ def derive_model(point: ExperimentConfig, name: str) -> Recipe:
         raise UserError(f"{where}: it begins as `from` or as `student`; give one")
     shape: Tree = {}
     if "student" in spec:
-        if spec["student"] not in point.students:
+        if not isinstance(spec["student"], str) or spec["student"] not in point.students:
             raise UserError(
                 f"{where}.student: unknown value {spec['student']!r}{suggest(str(spec['student']), point.students)}"
             )

@@ -1,10 +1,8 @@
 """The runs that one point of the grid needs: its student in all its stages, its baselines, and what these are made from."""
 
 import copy
-import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from operator import getitem
 from typing import Any
 
 from distill_lit.config import CorpusConfig, ExperimentConfig, TeacherConfig, non_default_fields, to_dict
@@ -169,11 +167,21 @@ def _generated_runs(
 
 
 def _corpus_axes(name: str, corpus: CorpusConfig, grid: Mapping[str, list[Any]]) -> list[str]:
-    """`key=value` of what the grid varies in how a corpus is written: one run for each."""
+    """`key=value` of what the grid varies in how a corpus is written: one run for each. A key is left out where it does not
+    apply, as one of `remote` where the writer is a local model."""
     prefix, values = f"data.corpora.{name}.generated.", to_dict(corpus.generated)
     names = shortest_names(grid_keys(grid))
-    paths = {key: key.removeprefix(prefix).split(".") for key in names if key.startswith(prefix)}
-    return [f"{names[key]}={functools.reduce(getitem, path, values)}" for key, path in paths.items()]
+    found = {key: _find(values, key.removeprefix(prefix).split(".")) for key in names if key.startswith(prefix)}
+    return [f"{names[key]}={value}" for key, values in found.items() for value in values]
+
+
+def _find(values: Any, path: list[str]) -> list[Any]:
+    """The value at a path, alone in a list; an empty list where the path ends before."""
+    for key in path:
+        if not isinstance(values, Mapping) or key not in values:
+            return []
+        values = values[key]
+    return [values]
 
 
 def _teacher_cache_run(

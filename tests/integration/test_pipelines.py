@@ -143,6 +143,7 @@ def test_a_config_of_a_run_is_read_back(tmp_path: Path, teacher: Path, tiny_corp
         ),
         ("models: {a: {training: {max_tokens: 5}}}", "models.a: say what it begins as"),
         ("models: {a: {student: four}}", "models.a.student: unknown value 'four'"),
+        ("models: {a: {student: [two]}}", "models.a.student: unknown value ['two']"),
         ("models: {a: {student: two, from: teacher}}", "models.a: it begins as `from` or as `student`"),
         ("models: {a: {from: teacher, trainings: {}}}", "models.a: unknown key 'trainings'; did you mean 'training'"),
         ("models: {a: {from: teacher, training: {max_token: 5}}}", "models.a: unknown key 'training.max_token'"),

@@ -289,3 +289,14 @@ grid: {{{zipped}, seed: [0, 1], exclude: [{{training.learning_rate: 3e-4, seed: 
         "d6-learning_rate=0.0001-temperature=1.0-seed=1",
         "d6-learning_rate=0.0001-temperature=2.0-seed=1",
     ]
+
+
+def test_a_corpus_that_a_server_writes_at_one_point_alone_has_a_label_at_the_others(file: Path) -> None:
+    text = """
+data: {corpora: {g: {generated: {prompts: {path: 'file:q', text: q}, remote: null}}}}
+baselines: []
+grid: {student: [d24, d6], include: [{student: d6, data.corpora.g.generated.remote.model: gpt}]}
+"""
+    file.write_text(BASE.partition("data:")[0] + text)
+    labels = [run.label for run in plan_runs(load_experiment(file))]
+    assert labels == ["generated-g", "generated-g-model=gpt", "d24", "d6-model=gpt"]
