@@ -199,11 +199,14 @@ class Experiment:
 
     def prepare(self) -> None:
         """Has all assets here and compares them with the config. Raises UserError for what does not fit, or where a
-        server is still to be asked and its key is not in the environment."""
-        from distill_lit.experiment.completion import is_run_built
+        server is still to be asked and its key is not in the environment, or results were declared by another endpoint."""
+        from distill_lit.analysis.declarations import check_primary_endpoint
+        from distill_lit.experiment.completion import is_run_built, is_run_complete
         from distill_lit.experiment.run import check_sources_unchanged
         from distill_lit.generation.corpus import check_api_keys
 
+        if any(is_run_complete(run, self.folder_of(run)) for run in self.models):
+            check_primary_endpoint(self.results_folder, self.config.analysis)
         for run in self.runs:
             if run.role == Role.GENERATED and not is_run_built(run, self.folder_of(run)):
                 check_api_keys(run.config.data)
@@ -316,13 +319,16 @@ class Experiment:
     def report(self, all_formats: bool = False) -> "ReportBundle":
         """Gathers and draws what is done by now, also while another process is at the rest; the report's bundle.
 
-        all_formats: figures as PDF and tables as TeX too. Raises UserError where no model has been evaluated yet.
+        all_formats: figures as PDF and tables as TeX too. Raises UserError where no model has been evaluated yet, and for
+        another primary endpoint than was declared.
         """
+        from distill_lit.analysis.declarations import check_primary_endpoint
         from distill_lit.experiment.run_state import DONE, FAILED
 
         statuses = self.statuses()
         if all(statuses[run.name][0] != DONE for run in self.models):
             raise UserError(f"{self.runs_folder}: no model of this experiment is evaluated yet; first: {self.command}")
+        check_primary_endpoint(self.results_folder, self.config.analysis)
         self.collect({name: note for name, (status, note) in statuses.items() if status == FAILED})
         return self.render(all_formats)
 
