@@ -1,5 +1,4 @@
-"""What an experiment declared before its results were seen: its primary endpoint, and each hypothesis, with how many of its
-runs were done by then."""
+"""When each hypothesis of an experiment was declared: how many of its runs were done by then."""
 
 import datetime
 import hashlib
@@ -7,8 +6,6 @@ import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
-
-import yaml
 
 from distill_lit.config.evaluation import AnalysisConfig
 from distill_lit.config.hypotheses import HypothesisConfig, endpoint_of, margin_of
@@ -82,15 +79,3 @@ def describe_declaration(declaration: Declaration | None) -> str:
     if not declaration.runs_done:
         return BEFORE
     return f"after {declaration.runs_done} of {declaration.runs} runs"
-
-
-def check_primary_endpoint(folder: Path, analysis: AnalysisConfig) -> None:
-    """Raises UserError where the plan of a results folder declares another one: whoever has seen results could choose."""
-    try:
-        declared = yaml.safe_load((folder / "plan.yaml").read_text(encoding="utf-8"))["analysis"]["primary_endpoint"]
-    except (OSError, ValueError, TypeError, LookupError, yaml.YAMLError):  # no plan, or none that can be read
-        return
-    if declared != analysis.primary_endpoint:
-        raise UserError(
-            f"analysis.primary_endpoint: it was declared before the run, as {declared}; all others are in endpoints.csv"
-        )

@@ -200,10 +200,10 @@ class Experiment:
     def prepare(self) -> None:
         """Has all assets here and compares them with the config. Raises UserError for what does not fit, or where a
         server is still to be asked and its key is not in the environment, or results were declared by another endpoint."""
-        from distill_lit.analysis.declarations import check_primary_endpoint
         from distill_lit.experiment.completion import is_run_built, is_run_complete
-        from distill_lit.experiment.run import check_sources_unchanged
+        from distill_lit.experiment.run import check_sources_unchanged, check_text_unchanged
         from distill_lit.generation.corpus import check_api_keys
+        from distill_lit.report.primary_endpoint import check_primary_endpoint
 
         if any(is_run_complete(run, self.folder_of(run)) for run in self.models):
             check_primary_endpoint(self.results_folder, self.config.analysis)
@@ -215,6 +215,7 @@ class Experiment:
         self.notes = [*check_against_teacher(self.runs), *check_models(self.config, self.runs)]
         check_services(self.runs, (run for run in self.runs if not is_run_built(run, self.folder_of(run))))
         check_sources_unchanged(self.runs, self.runs_folder)
+        check_text_unchanged(self.runs, self.runs_folder)
 
     def launch(
         self, display: "Display | None" = None, roles: Collection[Role] = (), detach: bool = False
@@ -322,8 +323,8 @@ class Experiment:
         all_formats: figures as PDF and tables as TeX too. Raises UserError where no model has been evaluated yet, and for
         another primary endpoint than was declared.
         """
-        from distill_lit.analysis.declarations import check_primary_endpoint
         from distill_lit.experiment.run_state import DONE, FAILED
+        from distill_lit.report.primary_endpoint import check_primary_endpoint
 
         statuses = self.statuses()
         if all(statuses[run.name][0] != DONE for run in self.models):

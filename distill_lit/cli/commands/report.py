@@ -34,9 +34,9 @@ def add_parser(commands: CommandParsers) -> None:
 
 def run(options: argparse.Namespace, console: Console) -> int:
     """Draws the report of a folder, or of what an experiment has done by now."""
-    from distill_lit.analysis.declarations import check_primary_endpoint
     from distill_lit.cli.report_output import print_report
     from distill_lit.config import load_experiment
+    from distill_lit.report.primary_endpoint import check_primary_endpoint
 
     folder = options.folder
     if folder.is_file():
