@@ -73,7 +73,7 @@ def derive_model(point: ExperimentConfig, name: str) -> Recipe:
         raise UserError(f"{where}: it begins as `from` or as `student`; give one")
     shape: Tree = {}
     if "student" in spec:
-        if spec["student"] not in point.students:
+        if not isinstance(spec["student"], str) or spec["student"] not in point.students:
             raise UserError(
                 f"{where}.student: unknown value {spec['student']!r}{suggest(str(spec['student']), point.students)}"
             )
@@ -91,11 +91,7 @@ def derive_stages(config: ExperimentConfig) -> dict[str, Recipe]:
     """The recipes of all stages of a config's student, {name: recipe}, in their order. The last bears the student's own
     name, the others STUDENT_after_STAGE. Without stages there is one."""
     student, shape = config.student, config.students[config.student]
-    specs = dict(config.stages)
-    if shape.quantize != "none":
-        if QUANTIZE_STAGE in specs:
-            raise UserError(f"stages.{QUANTIZE_STAGE}: students.{student}.quantize adds a stage of this name; rename yours")
-        specs = (specs or {FULL_PRECISION: {}}) | {QUANTIZE_STAGE: {"quantize": shape.quantize}}
+    specs = _stage_changes(config)
     if not specs:
         return {student: Recipe(config)}
     names = {stage: f"{student}_after_{stage}" for stage in specs} | {list(specs)[-1]: student}
@@ -111,7 +107,8 @@ def derive_stages(config: ExperimentConfig) -> dict[str, Recipe]:
         if [stage] != last_trained:
             begins["quantization_aware"] = "none"  # its weights are exported rounded, and the next stage trains them
         if is_quantization := "quantize" in spec:
-            _check_quantization(where, spec, recipes[previous].config.students[previous] if previous else None)
+            if recipes[previous].config.students[previous].quantization_aware != "none":
+                raise UserError(f"{where}: with quantization_aware the student is quantized already when its training ends")
             begins = {"from": previous}
         spec = _with_teacher_of_stage(where, spec, names, list(specs)[: number + 1], config.models)
         derived = _derive(config, where, names[stage], begins, spec)
@@ -122,12 +119,21 @@ def derive_stages(config: ExperimentConfig) -> dict[str, Recipe]:
     return recipes
 
 
-def _check_quantization(where: str, spec: Tree, trained: StudentConfig | None) -> None:
-    """trained: of the stage before."""
-    if len(spec) > 1 or trained is None:
-        raise UserError(f"{where}: `quantize` is a stage of its own, after the one that trains")
-    if trained.quantization_aware != "none":
-        raise UserError(f"{where}: with quantization_aware the student is quantized already when its training ends")
+def _stage_changes(config: ExperimentConfig) -> dict[str, Tree]:
+    """{stage: what it changes}, with the one that `quantize` of the student adds. One with `quantize: none`, as a value of
+    the grid may be, leaves its model as it is and is none."""
+    for number, (stage, spec) in enumerate(config.stages.items()):
+        if "quantize" in spec and (len(spec) > 1 or number == 0):
+            raise UserError(f"stages.{stage}: `quantize` is a stage of its own, after the one that trains")
+    shape = config.students[config.student]
+    specs = {stage: spec for stage, spec in config.stages.items() if spec != {"quantize": "none"}}
+    if shape.quantize == "none":
+        return specs
+    if QUANTIZE_STAGE in config.stages:
+        raise UserError(
+            f"stages.{QUANTIZE_STAGE}: students.{config.student}.quantize adds a stage of this name; rename yours"
+        )
+    return (specs or {FULL_PRECISION: {}}) | {QUANTIZE_STAGE: {"quantize": shape.quantize}}
 
 
 def _with_teacher_of_stage(

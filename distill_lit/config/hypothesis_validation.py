@@ -1,5 +1,6 @@
 """Whether the results of an experiment could decide what its hypotheses claim."""
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from distill_lit.config.hypotheses import (
     values_of,
 )
 from distill_lit.config.schema import ExperimentConfig
+from distill_lit.config.variants import choose_variants
 from distill_lit.utils.exceptions import UserError, suggest
 
 SEED = "seed"
@@ -25,10 +27,8 @@ Known = dict[str, dict[str, str]]  # {key of the grid, student or role: {`compar
 
 def untestable_hypotheses(config: ExperimentConfig) -> dict[str, str]:
     """{name: why} of those that no result of the experiment could decide."""
-    points = grid_points(config.grid) if config.hypotheses else []
+    points = [_with_student(config, point) for point in grid_points(config.grid)] if config.hypotheses else []
     known: Known = {ROLE: {role: role for role in COMPARED_ROLES}}
-    if not any(STUDENT in point for point in points):
-        known[STUDENT] = {comparable_text(name): name for name in config.students}
     for point in points:
         for key, value in point.items():
             known.setdefault(key, {})[comparable_text(value)] = value_text(value)
@@ -43,14 +43,22 @@ def untestable_hypotheses(config: ExperimentConfig) -> dict[str, str]:
     return found
 
 
+def _with_student(config: ExperimentConfig, point: Point) -> Point:
+    """A point with the student that it has, which a variant may name too."""
+    named = [variant.changes[STUDENT] for variant in choose_variants(config, point) if STUDENT in variant.changes]
+    return {STUDENT: named[0] if named else config.student, **point}
+
+
 def refuse_untestable(
     untestable: dict[str, str], overrides: Sequence[str], of_file: Callable[[list[str]], dict[str, str]]
 ) -> None:
     """Raises UserError for the first of {name of a hypothesis: why it cannot be tested}, but where overrides have taken
-    away what it is about: then it is not tested. of_file: the same of the file with overrides of hypotheses alone."""
+    away what it is about: then it is not tested. of_file: the same of the file with overrides of hypotheses alone, which
+    may be no experiment without the others."""
     if untestable and overrides:
-        written = of_file([override for override in overrides if override.startswith("hypotheses")])
-        untestable = {name: problem for name, problem in written.items() if name in untestable}
+        with contextlib.suppress(UserError):
+            written = of_file([override for override in overrides if override.startswith("hypotheses")])
+            untestable = {name: problem for name, problem in written.items() if name in untestable}
     for problem in untestable.values():
         raise UserError(problem)
 
@@ -128,9 +136,10 @@ def _check_points(where: str, hypothesis: HypothesisConfig, points: list[Point],
     against = hypothesis.against if isinstance(hypothesis.against, dict) else {}
     wanted, changes = _wanted(hypothesis.models, known), _wanted(against, known)
     roles = {*wanted.pop(ROLE, ["distilled"]), *changes.pop(ROLE, ["distilled"])}
-    texts = [{key: comparable_text(value) for key, value in point.items() if key != SEED} for point in points]
-    if roles != {"distilled"} or not all(key in own for own in texts for key in (*wanted, *changes)):
+    if roles != {"distilled"}:
         return
+    keys = {key for point in points for key in point} - {SEED}
+    texts = [{key: comparable_text(point.get(key)) for key in keys} for point in points]
     chosen = [own for own in texts if all(own[key] in values for key, values in wanted.items())]
     if not chosen:
         raise UserError(f"{where}.models: no point of the grid has all of these values")

@@ -6,8 +6,10 @@ from typing import Any, NamedTuple
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, JsonSchemaValue
 from pydantic_core import core_schema, to_jsonable_python
 
+from distill_lit.config.errors import KeyPath
 from distill_lit.config.fields import MAX_INT
 from distill_lit.config.key_paths import is_section, type_adapter
+from distill_lit.config.loading import NULLABLE
 from distill_lit.config.schema import ExperimentConfig
 
 Json = dict[str, Any]
@@ -57,9 +59,21 @@ def experiment_json_schema() -> Json:
     """The JSON schema of an experiment file, and of a file below configs/."""
     schema: Json = type_adapter(ExperimentConfig).json_schema(by_alias=True, schema_generator=_Generator)
     schema["properties"] = {**schema["properties"], "defaults": _DEFAULTS}
-    corpora = schema["$defs"]["DataConfig"]["properties"]["corpora"]
-    corpora["additionalProperties"] = {"anyOf": [corpora["additionalProperties"], {"type": "null"}]}
+    for path in NULLABLE:
+        named = _property(schema, path)
+        named["additionalProperties"] = {"anyOf": [named["additionalProperties"], {"type": "null"}]}
+    teacher = schema["properties"]["teacher"]
+    teacher["anyOf"] = [{"$ref": teacher.pop("$ref")}, {"type": "string"}]  # short for its model
     return schema
+
+
+def _property(schema: Json, path: KeyPath) -> Json:
+    """The schema of the property at a path."""
+    section = schema
+    for key in path[:-1]:
+        section = schema["$defs"][section["properties"][key]["$ref"].rsplit("/", 1)[1]]
+    found: Json = section["properties"][path[-1]]
+    return found
 
 
 class FieldDescription(NamedTuple):

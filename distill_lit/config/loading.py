@@ -52,13 +52,15 @@ def load_experiment(path: Path, overrides: list[str] | None = None, must_test: b
     have made smaller. Raises UserError for anything wrong in it.
     """
     layers = _compose(find_experiment(path), ())
-    config = _load(ExperimentConfig, layers, overrides or [])
-    validate_config(config)
+
+    def load(changes: list[str]) -> ExperimentConfig:
+        config = _load(ExperimentConfig, layers, changes)
+        validate_config(config)
+        return config
+
+    config = load(overrides or [])
     if must_test:
-        untestable = untestable_hypotheses(config)
-        refuse_untestable(
-            untestable, overrides or [], lambda own: untestable_hypotheses(_load(ExperimentConfig, layers, own))
-        )
+        refuse_untestable(untestable_hypotheses(config), overrides or [], lambda own: untestable_hypotheses(load(own)))
     return config
 
 

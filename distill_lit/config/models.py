@@ -189,6 +189,17 @@ class StudentConfig:
         default="none", description="weights are rounded after training, as a stage of its own, by a recipe of torchao"
     )
 
+    @property
+    def draws_weights(self) -> bool:
+        """Whether a seed decides what it begins as: weights are new, or an initializer may draw some."""
+        return bool(self.config or self.initializer)
+
+    @property
+    def begins_with_teacher(self) -> bool:
+        """Whether weights of the teacher decide what it begins as: it is the teacher, pruned perhaps, or an initializer may
+        read it."""
+        return bool(self.initializer or not (self.from_ or self.config))
+
     def with_origin(self, reference: str) -> "StudentConfig":
         """The same student, from another model."""
         student = copy.copy(self)

@@ -36,11 +36,12 @@ def choose_variants(config: ExperimentConfig, point: Mapping[str, Any]) -> list[
     """The variants at a point of the grid: one of `variants`, one of each axis that is chosen from, or none. Raises
     UserError for unknown names, and where both forms are used."""
     axes = {name for name, entry in config.variants.items() if is_variant_axis(entry, ExperimentConfig)}
-    chosen = dict(config.variant) if isinstance(config.variant, dict) else {}
-    chosen |= {key.removeprefix(VARIANT_AXIS_PREFIX): point[key] for key in point if key.startswith(VARIANT_AXIS_PREFIX)}
-    single = point.get("variant", "" if chosen else config.variant)
+    single = point.get("variant", config.variant)
+    # "" at a point takes all choices away; a mapping there adds to those of the experiment
+    chosen = dict(config.variant) if isinstance(config.variant, dict) and single != "" else {}
     if isinstance(single, dict):
-        chosen, single = single, ""
+        chosen, single = chosen | single, ""
+    chosen |= {key.removeprefix(VARIANT_AXIS_PREFIX): point[key] for key in point if key.startswith(VARIANT_AXIS_PREFIX)}
     if single and chosen:
         raise UserError(f"variant: {single!r} and variant.{next(iter(chosen))}: choose one variant, or one of each axis")
     if single:

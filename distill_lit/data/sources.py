@@ -99,6 +99,13 @@ def open_corpus_source(key: str, corpus: DatasetConfig, dataset_source: str) -> 
     return FileSource(files_below(key, Path(name) if kind == "file" else assets.fetch(corpus.path)))
 
 
+def own_files_fingerprint(key: str, corpus: DatasetConfig) -> list[Any]:
+    """JSON-like value that changes with the text of a corpus that is a file or folder; empty for one from packages or the
+    hub. Raises UserError where they are gone."""
+    kind, name = _split_path(key, corpus.path) if corpus.path else ("", "")
+    return FileSource(files_below(key, Path(name))).fingerprint() if kind == "file" else []
+
+
 def draw_rows(source: RowSource, count: int, seed: list[int]) -> Iterator[tuple[int, Row]]:
     """(number from 0, row) of `count` rows drawn without repetition, in the order of the source; of all of them for 0 or
     more than there are. Of a stream the first rows."""

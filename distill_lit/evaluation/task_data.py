@@ -120,16 +120,24 @@ def local_source(entry: TaskEntry, num_fewshot: int) -> TaskDataSource:
 
 def local_files(entry: TaskEntry) -> list[Path]:
     """The data files that a task names. Raises UserError when one is not there or is a web address."""
-    files = entry.config["dataset_kwargs"]["data_files"]
-    listed = list(files.values()) if isinstance(files, dict) else [files]
-    patterns = [str(p) for item in listed for p in (item if isinstance(item, list) else [item])]
     found: list[Path] = []
-    for pattern in patterns:
-        matches = sorted(glob.glob(str(Path(pattern).expanduser()), recursive=True))
+    for pattern in data_file_patterns(entry.config["dataset_kwargs"]["data_files"]):
+        matches = matching_files(pattern)
         if "://" in pattern or not matches:
             raise UserError(f"task {entry.name!r}: data file {pattern!r} is not there")
-        found += [Path(match) for match in matches]
+        found += matches
     return found
+
+
+def data_file_patterns(files: Any) -> list[str]:
+    """The names, perhaps with wildcards, in `data_files` of a task: a text, a list, or either for each split."""
+    listed = list(files.values()) if isinstance(files, dict) else [files]
+    return [str(p) for item in listed for p in (item if isinstance(item, list) else [item])]
+
+
+def matching_files(pattern: str) -> list[Path]:
+    """The files of this name, in order."""
+    return [Path(match) for match in sorted(glob.glob(str(Path(pattern).expanduser()), recursive=True))]
 
 
 def official_split(entry: TaskEntry) -> str:

@@ -122,11 +122,10 @@ def _costs(run: Run, experiment: "Experiment") -> dict[str, Any]:
 
 
 def _made_from(run: Run) -> list[str]:
-    """The names of the runs that make what a run begins as, learns from and reads. A student that is not cut out of its
-    teacher and learns nothing from it is only validated against it."""
+    """The names of the runs that make what a run begins as, learns from and reads. A student that does not begin with the
+    teacher's weights and learns nothing from it is only validated against it."""
     shape = run.config.students.get(run.student)
-    is_cut_from_teacher = shape is None or not (shape.from_ or shape.config)
-    needs_teacher = is_cut_from_teacher or (run.is_trained and learns_from_teacher(run.config))
+    needs_teacher = shape is None or shape.begins_with_teacher or (run.is_trained and learns_from_teacher(run.config))
     references = referred_models(run.config).items()
     used = {reference for key, reference in references if needs_teacher or key != "teacher.model"}
     return [made for name, made in run.sources.items() if name in used]

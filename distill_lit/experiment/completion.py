@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from distill_lit.config.roles import Role
+from distill_lit.evaluation.own_questions import own_questions_fingerprint
 from distill_lit.experiment.fingerprint import evaluation_fingerprint
 from distill_lit.experiment.mixture import with_teacher
 from distill_lit.experiment.planned_run import Run
@@ -12,6 +13,7 @@ from distill_lit.models import MODEL_CARD_FILENAME
 from distill_lit.teachers import cached_teacher_source
 from distill_lit.utils.files import hashes_of, read_mapping
 
+OWN_QUESTIONS = "own_questions"  # in `evaluation.json`, of what stands in the user's own files
 SURPRISAL_FILE = "surprisal.parquet"  # beside the teacher's records: axes of the long tail that need a model
 
 
@@ -49,10 +51,12 @@ def run_model_folder(folder: Path, manifest: dict[str, Any]) -> Path:
 
 
 def is_run_evaluated(run: Run, folder: Path) -> bool:
-    """Whether records of this model under these questions are on disk and intact."""
-    manifest = read_mapping(folder / "evaluation.json")
+    """Whether records of this model under these questions, as they stand in the user's own files now, are on disk and
+    intact."""
+    manifest, own = read_mapping(folder / "evaluation.json"), own_questions_fingerprint(run.config.evaluation)
     return (
         manifest.get("evaluation") == evaluation_identity(run)
+        and own in ("", manifest.get(OWN_QUESTIONS))
         and manifest.get("model") == read_mapping(folder / "manifest.json").get("fingerprint")
         and hashes_of(folder / "records") == manifest.get("files")
         and (run.role != Role.TEACHER or SURPRISAL_FILE in manifest.get("files", ()))

@@ -170,9 +170,10 @@ class Experiment:
         def untestable(one: Experiment) -> dict[str, str]:
             return untestable_at_points(one.config, one.points)
 
-        refuse_untestable(
-            untestable(self), overrides, lambda own: untestable(Experiment(load_experiment(path, own), self.root))
-        )
+        def of_file(own: list[str]) -> dict[str, str]:
+            return untestable(Experiment(load_experiment(path, own, must_test=False), self.root))
+
+        refuse_untestable(untestable(self), overrides, of_file)
 
     def plan(self) -> "list[tuple[Run, Estimate | None]]":
         """`estimated_runs` of a config that is compared with its teacher, where that is here already."""
@@ -218,12 +219,15 @@ class Experiment:
         """Has all assets here and compares them with the config. roles: as of `launch`.
 
         Raises UserError for what does not fit, where a server is still to be asked by what is launched and its key is not
-        in the environment, or where there are too few GPUs.
+        in the environment, where there are too few GPUs, or results were declared by another endpoint.
         """
-        from distill_lit.experiment.completion import is_run_built
-        from distill_lit.experiment.run import check_sources_unchanged
+        from distill_lit.experiment.completion import is_run_built, is_run_complete
+        from distill_lit.experiment.run import check_sources_unchanged, check_text_unchanged
         from distill_lit.generation.corpus import check_api_keys
+        from distill_lit.report.primary_endpoint import check_primary_endpoint
 
+        if any(is_run_complete(run, self.folder_of(run)) for run in self.models):
+            check_primary_endpoint(self.results_folder, self.config.analysis)
         launched = self.runs_with_dependencies(roles)
         self.check_gpus(launched)
         for run in launched:
@@ -234,6 +238,7 @@ class Experiment:
         self.notes = [*check_against_teacher(self.runs), *check_models(self.config, self.runs)]
         check_services(self.runs, (run for run in launched if not is_run_built(run, self.folder_of(run))))
         check_sources_unchanged(self.runs, self.runs_folder)
+        check_text_unchanged(self.runs, self.runs_folder)
 
     def launch(
         self, display: "Display | None" = None, roles: Collection[Role] = (), detach: bool = False
@@ -340,13 +345,16 @@ class Experiment:
     def report(self, all_formats: bool = False) -> "ReportBundle":
         """Gathers and draws what is done by now, also while another process is at the rest; the report's bundle.
 
-        all_formats: figures as PDF and tables as TeX too. Raises UserError where no model has been evaluated yet.
+        all_formats: figures as PDF and tables as TeX too. Raises UserError where no model has been evaluated yet, and for
+        another primary endpoint than was declared.
         """
         from distill_lit.experiment.run_state import DONE, FAILED
+        from distill_lit.report.primary_endpoint import check_primary_endpoint
 
         statuses = self.statuses()
         if all(statuses[run.name][0] != DONE for run in self.models):
             raise UserError(f"{self.runs_folder}: no model of this experiment is evaluated yet; first: {self.command}")
+        check_primary_endpoint(self.results_folder, self.config.analysis)
         self.collect({name: note for name, (status, note) in statuses.items() if status == FAILED})
         return self.render(all_formats)
 

@@ -45,19 +45,20 @@ def student_fingerprint_fields(role: str, config: ExperimentConfig) -> dict[str,
         if is_on_policy_enabled(config.on_policy):
             drawn = sampling_metadata(config.on_policy.temperature, config.generation.backend)
             facts["on_policy"] = non_default_fields(config.on_policy) | drawn
-    elif config.students[config.student].config:
+    elif config.students[config.student].draws_weights:
         facts["seed"] = config.seed
     return facts
 
 
 def _teacher_fingerprint_fields(role: str, config: ExperimentConfig) -> dict[str, Any]:
-    """What of the teacher decides a student; of one that learns nothing from it, not the settings of its outputs, but the
-    prompt under which it is compared with it."""
+    """What of the teacher decides a student; of one that learns nothing from it, not the settings of its outputs, but its
+    weights and the prompt under which it is compared with it."""
     found = without_neutral_server_fields(non_default_fields(config.teacher))
     if routes := routed_corpora(config):
         found["corpora"] = routes
     # one with another tokenizer leaves the student its own
-    known = ("model", "dtype", "prompt", *([] if teacher_capabilities(config.teacher).shares_tokenizer else ["source"]))
+    own_tokenizer = [] if teacher_capabilities(config.teacher).shares_tokenizer else ["source"]
+    known = ("model", "dtype", "quantize", "prompt", *own_tokenizer)
     return found if role == Role.DISTILLED else {key: found[key] for key in known if key in found}
 
 

@@ -32,7 +32,7 @@ def plan_runs(
     first_teacher = with_one_teacher(resolved[0].config).teacher
     planned = [PointRuns(point, first_teacher) for point in resolved]
     seedless = {identity: like for one in planned for identity, like in one.seedless.items()}
-    runs = _link(make_labels_distinct(deduplicate_runs(list(_all_runs(config, planned)), seedless)))
+    runs = _link(make_labels_distinct(deduplicate_runs(list(_all_runs(config, planned)), seedless, config.students)))
     label, times = Counter(run.label for run in runs if run.is_model).most_common(1)[0]
     if times > 1:
         raise UserError(f"students: {times} models would be called {label!r}; give a student or a grid value another name")

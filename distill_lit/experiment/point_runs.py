@@ -1,10 +1,8 @@
 """The runs that one point of the grid needs: its student in all its stages, its baselines, and what these are made from."""
 
 import copy
-import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from operator import getitem
 from typing import Any
 
 from distill_lit.config import CorpusConfig, ExperimentConfig, TeacherConfig, non_default_fields, to_dict
@@ -75,7 +73,7 @@ class PointRuns:
         point = with_one_teacher(point)  # validated against `teacher.model`, whoever teaches the others
         if teacher_capabilities(point.teacher).copies_student:
             point = replace(point, teacher=replace(point.teacher, source="online"))
-        is_shared = bool(shape.from_) and point.teacher.model != self.first_teacher.model
+        is_shared = bool(shape.from_) and not shape.initializer and point.teacher.model != self.first_teacher.model
         return replace(point, teacher=copy.deepcopy(self.first_teacher)) if is_shared else point
 
     def _make_model(self, name: str, recipes: Mapping[str, Recipe]) -> None:
@@ -112,7 +110,7 @@ class PointRuns:
             fields = student_fingerprint_fields(learning, like_others)
         seedless = {**fields, "seed": 0} if "seed" in fields else fields
         self.seedless[identity] = f"{name} {versioned_fingerprint(**seedless)}"
-        is_seedless = not (is_drawn or shape.config or any(made[ref].seed is not None for ref in sources))
+        is_seedless = not (is_drawn or shape.draws_weights or any(made[ref].seed is not None for ref in sources))
         seed = None if recipe.has_fixed_seed or is_seedless else config.seed
         keys = grid_keys(config.grid)
         label = run_label(role, name, self.axes, seed if "seed" in self.values else None, keys)
@@ -169,11 +167,21 @@ def _generated_runs(
 
 
 def _corpus_axes(name: str, corpus: CorpusConfig, grid: Mapping[str, list[Any]]) -> list[str]:
-    """`key=value` of what the grid varies in how a corpus is written: one run for each."""
+    """`key=value` of what the grid varies in how a corpus is written: one run for each. A key is left out where it does not
+    apply, as one of `remote` where the writer is a local model."""
     prefix, values = f"data.corpora.{name}.generated.", to_dict(corpus.generated)
     names = shortest_names(grid_keys(grid))
-    paths = {key: key.removeprefix(prefix).split(".") for key in names if key.startswith(prefix)}
-    return [f"{names[key]}={functools.reduce(getitem, path, values)}" for key, path in paths.items()]
+    found = {key: _find(values, key.removeprefix(prefix).split(".")) for key in names if key.startswith(prefix)}
+    return [f"{names[key]}={value}" for key, values in found.items() for value in values]
+
+
+def _find(values: Any, path: list[str]) -> list[Any]:
+    """The value at a path, alone in a list; an empty list where the path ends before."""
+    for key in path:
+        if not isinstance(values, Mapping) or key not in values:
+            return []
+        values = values[key]
+    return [values]
 
 
 def _teacher_cache_run(

@@ -10,12 +10,15 @@ from distill_lit import assets
 from distill_lit.config import to_yaml
 from distill_lit.config.derivation import map_model_references
 from distill_lit.config.roles import Role
+from distill_lit.data.own_text import own_text_fingerprints
 from distill_lit.evaluation.evaluator import EvaluationResult, evaluate_model, join_results
+from distill_lit.evaluation.own_questions import own_questions_fingerprint
 from distill_lit.evaluation.probes import evaluate_probes
 from distill_lit.evaluation.result_files import write_records
 from distill_lit.evaluation.surprisal import measure_surprisal
 from distill_lit.evaluation.task_scores import mean_above_chance, primary_scores
 from distill_lit.experiment.completion import (
+    OWN_QUESTIONS,
     SURPRISAL_FILE,
     evaluation_identity,
     is_run_built,
@@ -40,6 +43,8 @@ from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import atomic_write, fingerprint, hashes_of, read_json, read_mapping, write_json
 from distill_lit.utils.plugins import load_plugins
 from distill_lit.utils.progress import ProgressCallback
+
+OWN_TEXT = "own_text"  # in the manifest, of what stood in the user's own files
 
 
 def execute_run(run: Run, folder: Path, progress_callback: ProgressCallback, part: str = "") -> None:
@@ -137,6 +142,27 @@ def check_sources_unchanged(runs: Iterable[Run], runs_folder: Path) -> None:
                 )
 
 
+def check_text_unchanged(runs: Iterable[Run], runs_folder: Path) -> None:
+    """Raises UserError where the user's own files of text hold something else than when finished runs read them: the others
+    would be trained on other text."""
+    known: dict[str, dict[str, str]] = {}
+    readers: dict[str, list[Run]] = {}
+    for run in runs:
+        recorded = read_mapping(runs_folder / run.name / "manifest.json").get(OWN_TEXT, {})
+        read = repr(run.config.data)
+        if recorded and read not in known:
+            known[read] = own_text_fingerprints(run.config.data)
+        for key, content in recorded.items():
+            if known[read].get(key, content) != content:
+                readers.setdefault(key, []).append(run)
+    for key, others in readers.items():
+        first, more = others[0], f" and those of {len(others) - 1} others" if len(others) > 1 else ""
+        raise UserError(
+            f"{key}: its text is another one than when {first.label} was made; put it back, or remove "
+            f"{runs_folder / first.name}{more} to make them of the new text"
+        )
+
+
 def _own_models(run: Run, known: Container[str] | None = None) -> dict[str, Path]:
     """{reference: transformers folder} of the models on this disk that a run needs and no run of its experiment has made.
 
@@ -149,6 +175,7 @@ def _own_models(run: Run, known: Container[str] | None = None) -> dict[str, Path
 def build_run(run: Run, folder: Path, progress_callback: ProgressCallback) -> None:
     """Makes a run's model, teacher cache or corpora, then its manifest. Of several ranks only the first writes."""
     teacher_folder = model_folder(run.config.teacher.model)
+    own_text = {} if run.model_reference else own_text_fingerprints(run.config.data)  # as it is before it is read
     if run.model_reference:
         facts: dict[str, Any] = build_reference_model(run, folder)
     elif run.role == Role.TEACHER_CACHE:
@@ -164,7 +191,7 @@ def build_run(run: Run, folder: Path, progress_callback: ProgressCallback) -> No
     if run.is_model:
         place = run_model_folder(folder, facts)
         facts |= {"fingerprint": model_fingerprint(place), "bytes": weight_bytes(place)}
-    facts |= _source_facts(run, folder)
+    facts |= _source_facts(run, folder) | ({OWN_TEXT: own_text} if own_text else {})
     provenance = collect_provenance(run.config, required_assets_of(run), folder.parents[1])
     write_json(
         folder / "manifest.json",
@@ -188,6 +215,7 @@ def _source_facts(run: Run, folder: Path) -> dict[str, Any]:
 def evaluate_run(run: Run, folder: Path, progress_callback: ProgressCallback) -> None:
     """Asks a run's model the experiment's questions; writes records, then `evaluation.json`."""
     progress_callback("prepare evaluation", 0, 1)
+    own_questions = own_questions_fingerprint(run.config.evaluation)  # before they are read: they may change meanwhile
     manifest = read_json(folder / "manifest.json")
     result = evaluate_model(
         run_model_folder(folder, manifest),
@@ -214,7 +242,12 @@ def evaluate_run(run: Run, folder: Path, progress_callback: ProgressCallback) ->
     write_run_summary(folder, tensorboard_hparams(run, folder), to_yaml(run.config))
     write_json(
         folder / "evaluation.json",
-        {"evaluation": evaluation_identity(run), "model": manifest["fingerprint"], "files": hashes_of(records)},
+        {
+            "evaluation": evaluation_identity(run),
+            **({OWN_QUESTIONS: own_questions} if own_questions else {}),
+            "model": manifest["fingerprint"],
+            "files": hashes_of(records),
+        },
     )
 
 

@@ -1,7 +1,7 @@
 """One run of every identity, and labels that are file names and tell runs apart."""
 
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -20,32 +20,39 @@ Values = dict[str, dict[str, Any]]  # {grid key: {its value as text: the value}}
 LABEL_BYTES = 150  # of the 255 that a name may have
 
 
-def deduplicate_runs(runs: "list[Run]", seedless: dict[str, str]) -> "list[Run]":
+def deduplicate_runs(runs: "list[Run]", seedless: dict[str, str], students: Container[str]) -> "list[Run]":
     """One run of every identity. A baseline is often the same at several grid points: of a grid key it has all values it
     stands for, as in `online or top_50`, and does not have the key at all where it stands for every value.
 
-    seedless: {fingerprint: what a model and its like at other seeds have in common}.
+    seedless: {fingerprint: what a model and its like at other seeds have in common}; students: those of the experiment,
+    without what they were after earlier stages.
     """
     values_in_group: dict[tuple[Any, ...], Values] = {}
-    values_of_run: dict[str, Values] = {}
+    values_of_run: dict[tuple[str, str], Values] = {}  # as a stage of a student it has others than as a student
     # a grid with exclusions has other points at other seeds, and a baseline is called alike at all of them
     seedless = {run.fingerprint: seedless.get(run.fingerprint, run.fingerprint) for run in runs}
     for run, identity in [*((run, run.fingerprint) for run in runs), *_runs_without_own_baseline(runs)]:
         for key, value in run.grid_values.items():
-            own = values_of_run.setdefault(seedless[identity], {})
+            own = values_of_run.setdefault((seedless[identity], run.student), {})
             for found in (values_in_group.setdefault(_baseline_group(run), {}), own):
                 found.setdefault(key, {})[value_text(value)] = value
     unique_runs: dict[str, Any] = {}
     for run in runs:
         known = unique_runs.setdefault(run.fingerprint, run)
-        if known.role == Role.DERIVED != run.role:  # a student of the grid is shown as such
+        if _is_student(known, students) < _is_student(run, students):  # a student of the grid is shown as such
             unique_runs[run.fingerprint] = run
     return [
-        _with_own_axes(run, values_of_run.get(seedless[run.fingerprint], {}), values_in_group[_baseline_group(run)])
+        _with_own_axes(
+            run, values_of_run.get((seedless[run.fingerprint], run.student), {}), values_in_group[_baseline_group(run)]
+        )
         if run.role in RELABELED_ROLES and run.grid_values
         else run
         for run in unique_runs.values()
     ]
+
+
+def _is_student(run: "Run", students: Container[str]) -> tuple[bool, bool]:
+    return run.role != Role.DERIVED, run.student in students
 
 
 def _with_own_axes(run: "Run", own: Values, in_group: Values) -> "Run":

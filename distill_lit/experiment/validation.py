@@ -111,8 +111,9 @@ def untestable_at_points(config: ExperimentConfig, points: Sequence[GridPoint]) 
     for name, hypothesis in config.hypotheses.items():
         if not is_compared and Role.CE_ONLY in needed_baselines(hypothesis):
             found[name] = f"hypotheses.{name}: it needs ce_only in baselines"
+        role = hypothesis.models.get(ROLE, Role.DISTILLED)  # that of the opponents too, unless they have another
         for side, selection in (("models", hypothesis.models), ("against", hypothesis.against)):
-            if isinstance(selection, dict) and selection.get(ROLE, Role.DISTILLED) == Role.DISTILLED:
+            if isinstance(selection, dict) and set(values_of(selection.get(ROLE, role))) == {Role.DISTILLED}:
                 for key, value in _without_teacher(selection, planned, distilled):
                     remedy = (
                         "write against: without_teacher" if side == "against" else f"leave it out, or write {ROLE}: ce_only"

@@ -158,6 +158,16 @@ def test_hypotheses_are_declared_before_the_run_or_are_said_not_to_be(finished: 
     assert "after 4 of 4 runs" in run("hypotheses", str(tmp_path / "results/tiny"), "--format", "csv").stdout
 
 
+@pytest.mark.parametrize("command", ["report", "run"])
+def test_no_command_declares_another_endpoint_once_results_are_seen(command: str, finished: tuple[Path, Path]) -> None:
+    root, file = finished
+    plan = (root / "results/tiny/plan.yaml").read_text()
+    result = run(command, str(file), "--root", str(root), "analysis.primary_endpoint=margin")
+    assert result.returncode == 2
+    assert "analysis.primary_endpoint: it was declared before the run, as accuracy" in " ".join(result.stderr.split())
+    assert (root / "results/tiny/plan.yaml").read_text() == plan
+
+
 def test_second_run_does_nothing_and_says_the_same(finished: tuple[Path, Path]) -> None:
     root, file = finished
     table = (root / "results/tiny/table.md").read_text()

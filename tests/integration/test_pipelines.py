@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,19 +11,19 @@ import pytest
 import torch
 from helpers.pipelines import MODELS, STAGES, plan, write
 
-from distill_lit.config import load_experiment, to_yaml
+from distill_lit.config import ProbeConfig, load_experiment, to_yaml
 from distill_lit.config.derivation import map_model_references
 from distill_lit.config.roles import Role
 from distill_lit.experiment.architectures import Architectures
 from distill_lit.experiment.collect import _costs, _curves
-from distill_lit.experiment.completion import is_run_built
+from distill_lit.experiment.completion import is_run_built, is_run_evaluated
 from distill_lit.experiment.display import SilentDisplay
 from distill_lit.experiment.experiment import Experiment
 from distill_lit.experiment.launcher.local import LocalLauncher
 from distill_lit.experiment.launcher.outcome import Outcome
 from distill_lit.experiment.model_checks import check_against_teacher
 from distill_lit.experiment.planned_run import Run
-from distill_lit.experiment.run import build_run, check_sources_unchanged, with_source_folders
+from distill_lit.experiment.run import build_run, check_sources_unchanged, evaluate_run, with_source_folders
 from distill_lit.experiment.stopping import StopSignals
 from distill_lit.models import load_model
 from distill_lit.utils.exceptions import UserError
@@ -39,7 +41,8 @@ def built(tmp_path_factory: pytest.TempPathFactory, teacher: Path, tiny_corpus: 
     """An experiment with models, stages and a student that is quantized, whose runs are built and not evaluated."""
     root = tmp_path_factory.mktemp("pipeline")
     more = "baselines: [teacher, untrained, ce_only]"
-    file = write(root, teacher, tiny_corpus, MODELS + STAGES, "{teacher: [corrected], seed: [0]}", more)
+    own = Path(shutil.copy(tiny_corpus, root / "own.jsonl"))
+    file = write(root, teacher, own, MODELS + STAGES, "{teacher: [corrected], seed: [0]}", more)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DISTILL_LIT_CACHE", str(root / "cache"))
         experiment = Experiment.from_yaml(file, ["students.two.quantize=int8"], root)
@@ -143,6 +146,7 @@ def test_a_config_of_a_run_is_read_back(tmp_path: Path, teacher: Path, tiny_corp
         ),
         ("models: {a: {training: {max_tokens: 5}}}", "models.a: say what it begins as"),
         ("models: {a: {student: four}}", "models.a.student: unknown value 'four'"),
+        ("models: {a: {student: [two]}}", "models.a.student: unknown value ['two']"),
         ("models: {a: {student: two, from: teacher}}", "models.a: it begins as `from` or as `student`"),
         ("models: {a: {from: teacher, trainings: {}}}", "models.a: unknown key 'trainings'; did you mean 'training'"),
         ("models: {a: {from: teacher, training: {max_token: 5}}}", "models.a: unknown key 'training.max_token'"),
@@ -262,6 +266,63 @@ def test_models_of_ones_own_that_changed_after_a_student_was_trained_are_noticed
     (changed / "config.json").write_text((changed / "config.json").read_text() + " ")
     with pytest.raises(UserError, match="its files are others than when corrected-seed=0 was made from it"):
         check_sources_unchanged([moved], copied.parent)
+
+
+@contextmanager
+def edited(file: Path, old: str, new: str) -> Iterator[None]:
+    """Inside, a file has another text; afterwards it is as it was."""
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new))
+    try:
+        yield
+    finally:
+        file.write_text(text)
+
+
+def test_nothing_is_trained_on_a_text_that_changed_after_others_were(built: tuple[Experiment, dict[str, Run]]) -> None:
+    experiment, runs = built
+    trained = [run for run in runs.values() if run.role != Role.TEACHER]
+    experiment.prepare()
+    words = "^data.corpora.text: its text is another one than when corrected-seed=0 was made; "
+    with edited(experiment.root / "own.jsonl", "e", "a"), pytest.raises(UserError, match=words) as told:
+        experiment.prepare()
+    folder = experiment.folder_of(runs["corrected-seed=0"])
+    assert f"remove {folder} and those of {len(trained) - 1} others to make them of the new text" in str(told.value)
+    experiment.prepare()
+
+
+def test_questions_that_were_edited_are_asked_again(built: tuple[Experiment, dict[str, Run]], tmp_path: Path) -> None:
+    experiment, runs = built
+    run, tasks = runs["two-untrained-seed=0"], experiment.root / "tasks"
+    folder = tmp_path / run.name
+    shutil.copytree(experiment.folder_of(run), folder)
+    probe = tmp_path / "probe.txt"
+    probe.write_text("one passage\n\nand another\n")
+    probes = {"own": ProbeConfig(path=str(probe))}
+    run = replace(run, config=replace(run.config, evaluation=replace(run.config.evaluation, probes=probes)))
+
+    def is_evaluated() -> bool:
+        return is_run_evaluated(run, folder)
+
+    def evaluate() -> None:
+        evaluate_run(with_source_folders(run, experiment.runs_folder), folder, lambda *_: None)
+
+    assert not is_evaluated()
+    evaluate()
+    assert is_evaluated()
+    changes = ((tasks / "colours.yaml", "Question", "Q"), (tasks / "colours.jsonl", "0", "1"), (probe, "one", "1"))
+    for change in changes:
+        with edited(*change):
+            assert not is_evaluated(), change
+        assert is_evaluated()
+    with edited(tasks / "colours.jsonl", "0", "1"):
+        evaluate()
+        assert is_evaluated()
+    assert not is_evaluated()
+    evaluate()
+    probe.unlink()  # what is gone is no other text
+    assert is_evaluated()
 
 
 def test_what_is_left_is_prepared_beside_models_that_are_made(

@@ -36,6 +36,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
     """Draws the report of a folder, or of what an experiment has done by now."""
     from distill_lit.cli.report_output import print_report
     from distill_lit.config import load_experiment
+    from distill_lit.report.primary_endpoint import check_primary_endpoint
 
     folder = options.folder
     if folder.is_file():
@@ -43,11 +44,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
     if not (folder / "plan.yaml").is_file() or not (folder / "records.parquet").is_file():
         raise UserError(f"{folder}: no plan.yaml and records.parquet in it, so it is no results folder")
     config = load_experiment(folder / "plan.yaml", options.overrides, must_test=False)
-    declared = load_experiment(folder / "plan.yaml", [], must_test=False).analysis.primary_endpoint
-    if config.analysis.primary_endpoint != declared:
-        raise UserError(
-            f"analysis.primary_endpoint: it was declared before the run, as {declared}; all others are in endpoints.csv"
-        )
+    check_primary_endpoint(folder, config.analysis)
     if not os.access(folder, os.W_OK):
         raise UserError(f"{folder} cannot be written to; copy it to a folder that can be, and draw its report there")
     from distill_lit.report import build_report_bundle, render_report

@@ -199,6 +199,21 @@ def test_a_wrong_choice_of_variants_is_one_line(file: Path, grid: str, words: st
     assert refusal(file, f"{VARIANTS}grid: {grid}").startswith(words)
 
 
+def test_a_chosen_variant_stays_chosen_at_the_points_of_the_grid(file: Path) -> None:
+    both = loaded(file, VARIANTS + "variant: {loss: rkl}\ngrid: {variant: [{data: few}, {loss: kl, data: few}, '']}")
+    chosen = [({"loss": "rkl", "data": "few"}, "reverse_kl", 2000), ({"loss": "kl", "data": "few"}, "forward_kl", 2000),
+              ("", "forward_kl", 0)]  # fmt: skip
+    assert [
+        (point.variant, point.objective.terms["kl"].kind, point.data.max_tokens)  # type: ignore[union-attr]
+        for _, point in expand_grid(both)
+    ] == chosen
+    text = VARIANTS + "variant: fast\ngrid: {variant.loss: [kl, rkl]}"
+    assert refusal(file, text) == "variant: 'fast' and variant.loss: choose one variant, or one of each axis"
+    one_for_another = loaded(file, VARIANTS + "variant: fast\ngrid: {variant: [{loss: rkl}]}")
+    ((_, point),) = expand_grid(one_for_another)
+    assert (point.variant, point.training.learning_rate) == ({"loss": "rkl"}, 5e-4)
+
+
 @pytest.mark.parametrize(
     ("one", "other", "key"),
     [
@@ -274,3 +289,14 @@ grid: {{{zipped}, seed: [0, 1], exclude: [{{training.learning_rate: 3e-4, seed: 
         "d6-learning_rate=0.0001-temperature=1.0-seed=1",
         "d6-learning_rate=0.0001-temperature=2.0-seed=1",
     ]
+
+
+def test_a_corpus_that_a_server_writes_at_one_point_alone_has_a_label_at_the_others(file: Path) -> None:
+    text = """
+data: {corpora: {g: {generated: {prompts: {path: 'file:q', text: q}, remote: null}}}}
+baselines: []
+grid: {student: [d24, d6], include: [{student: d6, data.corpora.g.generated.remote.model: gpt}]}
+"""
+    file.write_text(BASE.partition("data:")[0] + text)
+    labels = [run.label for run in plan_runs(load_experiment(file))]
+    assert labels == ["generated-g", "generated-g-model=gpt", "d24", "d6-model=gpt"]

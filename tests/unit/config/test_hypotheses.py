@@ -73,6 +73,7 @@ teacher: {model: "file:t"}
 students: {deep: {num_layers: 2}, wide: {num_layers: 3}, left: {num_layers: 4}}
 evaluation: {tasks: [sciq]}
 """
+OF_STUDENTS = "variants: {a: {}, b: {student: wide}}\n"
 
 
 @pytest.mark.parametrize(
@@ -83,10 +84,20 @@ evaluation: {tasks: [sciq]}
          "models: {student: wide, seconds: 2}", "h.models: no point of the grid has all of these values"),
         ("'student, training.learning_rate': [[deep, 0.1], [wide, 0.2]]",
          "models: {student: deep}, against: {student: wide}", "h.against: no point of the grid differs by this alone"),
+        ("seed: [0]", "models: {student: wide}", "h.models.student: no model has 'wide'; choose from deep"),
+        ("seed: [0]", "models: {student: deep}, against: {student: wide}", "h.against.student: no model has 'wide'"),
+        ("variant: [a, b]", "models: {student: left}", "h.models.student: no model has 'left'; choose from deep, wide"),
+        ("seed: [0, 1], include: [{seed: 1, student: left}]", "models: {student: wide}", "choose from deep, left"),
+        ("student: [deep, wide], include: [{student: wide, training.seconds: 2}]",
+         "models: {student: deep, seconds: 2}", "h.models: no point of the grid has all of these values"),
+        ("student: [deep, wide], include: [{student: wide, training.seconds: 2}]",
+         "models: {student: deep}, against: {student: wide}", "h.against: no point of the grid differs by this alone"),
     ],
 )  # fmt: skip
 def test_models_that_the_grid_does_not_plan_are_refused(tmp_path: Path, grid: str, hypothesis: str, words: str) -> None:
-    (tmp_path / "x.yaml").write_text(f"{PLAN}grid: {{{grid}}}\nhypotheses: {{h: {{claim: c, {hypothesis}}}}}\n")
+    (tmp_path / "x.yaml").write_text(
+        f"{PLAN}{OF_STUDENTS}grid: {{{grid}}}\nhypotheses: {{h: {{claim: c, {hypothesis}}}}}\n"
+    )
     with pytest.raises(UserError, match=words):
         load_experiment(tmp_path / "x.yaml")
 
@@ -105,6 +116,22 @@ def test_values_of_the_grid_may_be_of_any_kind(tmp_path: Path, axis: str, one: s
     assert set(load_experiment(tmp_path / "x.yaml").hypotheses) == {"h"}
 
 
+@pytest.mark.parametrize(
+    ("grid", "hypothesis"),
+    [
+        ("variant: [a, b]", "models: {student: wide}"),  # a student that a variant names
+        ("seed: [0, 1], include: [{seed: 1, student: left}]", "models: {student: [deep, left]}"),  # and that of all others
+        ("student: [deep, wide], include: [{student: wide, training.seconds: 2}]", "models: {student: wide, seconds: 2}"),
+        ("student: [deep], include: [{student: wide, training.seconds: 2}]", "models: {student: deep}"),
+    ],
+)
+def test_models_that_some_points_alone_have_may_be_compared(tmp_path: Path, grid: str, hypothesis: str) -> None:
+    (tmp_path / "x.yaml").write_text(
+        f"{PLAN}{OF_STUDENTS}grid: {{{grid}}}\nhypotheses: {{h: {{claim: c, {hypothesis}}}}}\n"
+    )
+    assert set(load_experiment(tmp_path / "x.yaml").hypotheses) == {"h"}
+
+
 LEARNS_NOTHING = "nothing at answers learns from a teacher, so its student is the one without teacher; "
 
 
@@ -120,17 +147,64 @@ LEARNS_NOTHING = "nothing at answers learns from a teacher, so its student is th
             f"h.models.variant: {LEARNS_NOTHING}leave it out, or write role: ce_only",
         ),
         ("models: {variant: answers, role: ce_only}, against: before_training", ""),
+        ("models: {variant: soft, role: ce_only}, against: {variant: answers}", ""),  # which are ce_only as well
+        (
+            "models: {variant: answers, role: [distilled]}, against: before_training",
+            f"h.models.variant: {LEARNS_NOTHING}leave it out, or write role: ce_only",
+        ),
+        (
+            "models: {variant: answers, role: ce_only}, against: {variant: answers, role: distilled}",
+            f"h.against.variant: {LEARNS_NOTHING}write against: without_teacher",
+        ),
         ("models: {variant: soft, student: deep}, against: without_teacher", ""),
     ],
 )
 def test_a_point_without_teacher_has_no_distilled_student(tmp_path: Path, hypothesis: str, words: str) -> None:
-    variants = "variants: {soft: {objective.terms.ce: null}, answers: {objective.terms.kl: null}}\n"
+    variants = "variants: {soft: {objective.terms.ce: null}, answers: {objective.terms.kl: null, training.max_tokens: 9}}\n"
     variants += "objective: {terms: {ce: {}, kl: {kind: forward_kl}}}\n"
     grid = "grid: {student: [deep, wide], variant: [soft, answers]}\nbaselines: [teacher, untrained]\n"
     (tmp_path / "x.yaml").write_text(f"{PLAN}{variants}{grid}hypotheses: {{h: {{claim: c, {hypothesis}}}}}\n")
     config = load_experiment(tmp_path / "x.yaml")
     found = untestable_at_points(config, expand_points(config))
     assert found == ({"h": f"hypotheses.{words}"} if words else {})
+
+
+@pytest.mark.parametrize(
+    ("written", "change"),
+    [
+        ('teacher: {model: "file:t"}', "teacher.model=file:u"),
+        ("grid: {student: [deep, wide]}", "grid={student: [deep, wide]}"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("hypothesis", "words"),
+    [("models: {student: lefd}", "h.models.student: no model has 'lefd'"), ("measure: gain", "h: it needs ce_only in")],
+)
+def test_a_file_that_overrides_complete_says_what_is_wrong_with_a_hypothesis(
+    written: str, change: str, hypothesis: str, words: str, tmp_path: Path
+) -> None:
+    """Alone it has no teacher, or a row of the grid has one value too many."""
+    text = f"{PLAN}objective: {{terms: {{kl: {{kind: forward_kl}}}}}}\nbaselines: [teacher]\n"
+    text += f"grid: {{student: [deep, wide]}}\nhypotheses: {{h: {{claim: c, {hypothesis}}}}}\n"
+    wrong = "grid: {'student, seed': [[deep, 1, 2]]}" if "grid" in written else ""
+    file = tmp_path / "x.yaml"
+    file.write_text(text.replace(written, wrong))
+    with pytest.raises(UserError, match=f"hypotheses.{words}"):
+        Experiment(load_experiment(file, [change])).check_hypotheses(file, [change])
+
+
+def test_of_two_hypotheses_the_one_is_named_that_overrides_do_not_mend(tmp_path: Path) -> None:
+    text = (
+        f"{PLAN}objective: {{terms: {{kl: {{kind: forward_kl}}}}}}\nbaselines: [teacher]\ngrid: {{student: [deep, wide]}}\n"
+    )
+    text += (
+        "hypotheses: {mended: {claim: c, against: before_training}, h: {claim: c, measure: gain, against: {student: deep}}}"
+    )
+    (tmp_path / "x.yaml").write_text(text)
+    changes = ["baselines=[teacher, untrained]"]
+    config = load_experiment(tmp_path / "x.yaml", changes)
+    with pytest.raises(UserError, match="^hypotheses.h: it needs ce_only in baselines$"):
+        Experiment(config).check_hypotheses(tmp_path / "x.yaml", changes)
 
 
 @pytest.mark.parametrize("command", ["plan", "run"])

@@ -64,6 +64,11 @@ def test_experiments_name_the_schema(path: Path) -> None:
         ("objective: {terms: {kl: null, ce: {weight: {shape: linear, start: 1, end: 0.5}, temperature: 2}}}", True),
         ("students: {two: {layers: [0, 2], from: '', lora: {target_modules: [q_proj]}}}", True),
         ("evaluation: {num_fewshot: null}", True),
+        ("evaluation: {probes: {a: null}}", True),
+        ("hypotheses: {a: null}", True),
+        ("models: {a: null}", False),
+        ("teacher: 'file:x'", True),
+        ("teacher: [x]", False),
         ("on_policy: {fraction: adaptive}", True),
         ("variants: {a: {data.seed: 1}}", True),
         ("training: {micro_batch_size: '8'}", False),
@@ -86,10 +91,12 @@ def test_experiments_name_the_schema(path: Path) -> None:
 def test_the_schema_takes_what_the_loader_takes(validator: Any, tmp_path: Path, text: str, is_right: bool) -> None:
     file = tmp_path / "x.yaml"
     students = "" if text.startswith("students") else "students: {one: {}}\n"
-    file.write_text(f"name: x\nteacher: {{model: 'file:x'}}\n{students}{text}\n")
-    if "a: null" in text:  # is what takes away an inherited corpus
+    teacher = "" if text.startswith("teacher") else "teacher: {model: 'file:x'}\n"
+    file.write_text(f"name: x\n{teacher}{students}{text}\n")
+    if "a: null" in text:  # is what takes away what is inherited
         (tmp_path / "configs").mkdir()
-        (tmp_path / "configs/base.yaml").write_text("data: {corpora: {a: {path: 'file:a'}}}\n")
+        inherited = "data: {corpora: {a: {path: 'file:a'}}}\nevaluation: {probes: {a: {path: 'file:a'}}}\n"
+        (tmp_path / "configs/base.yaml").write_text(f"{inherited}hypotheses: {{a: {{claim: c, endpoint: val_ce}}}}\n")
         file.write_text(f"defaults: [base]\n{file.read_text()}")
     assert validator.is_valid(as_editors_read(parse_yaml(file.read_text()))) == is_right
     if is_right:

@@ -19,6 +19,7 @@ from distill_lit.config import (
     non_default_fields,
     to_dict,
 )
+from distill_lit.experiment.collect import _made_from
 from distill_lit.experiment.fingerprint import FINGERPRINT_VERSION, _objective_fingerprint_fields
 from distill_lit.experiment.plan import plan_runs
 from distill_lit.utils.exceptions import UserError
@@ -172,11 +173,29 @@ def test_what_writes_a_text_decides_it_and_how_that_is_run_does_not() -> None:
         ("students.deep.layers=[0,1,2]", {"deep", "deep-ce_only", "deep-untrained"}),
         ("seed=1", {"deep", "shallow", "deep-ce_only", "shallow-ce_only"}),
         ("data.seed=1", set(names()) - {"teacher"}),
+        ("teacher.quantize=int8", set(names()) - {"teacher"}),  # their KL is that to the rounded teacher
     ],
 )
 def test_what_changes_a_student_makes_a_new_cell(change: str, new: set[str]) -> None:
     before, after = names(), names(change)
     assert {label for label in before if before[label] != after[label]} == new
+
+
+def test_an_initializer_may_draw_weights_and_read_the_teacher() -> None:
+    """So an untrained student has a seed, and beside each teacher it is another one."""
+    students = "students={own: {from: 'hf:a/b', initializer: f}, plain: {from: 'hf:a/b'}}"
+    others = "models={x: {from: 'hf:a/x'}, y: {from: 'hf:a/y'}}"
+    grid = "grid={student: [own, plain], teacher: [x, y], seed: [0, 1]}"
+    runs = plan_runs(load_experiment(QUICKSTART, [students, others, grid, "baselines=[untrained, ce_only]"]))
+    untrained = [run.label for run in runs if run.role == "untrained"]
+    assert sorted(untrained) == [
+        *(f"own-untrained-teacher={teacher}-seed={seed}" for teacher in "xy" for seed in (0, 1)),
+        "plain-untrained",
+    ]
+    assert len({run.fingerprint for run in runs if run.role == "untrained"}) == 5
+    baselines = [run for run in runs if run.role == "ce_only"]
+    assert [run.student for run in baselines].count("own") == 4 and len(baselines) == 6
+    assert {(run.student, len(_made_from(run))) for run in baselines} == {("own", 1), ("plain", 0)}  # whose cost is theirs
 
 
 def test_losses_that_read_all_of_a_wide_cache_are_told_from_those_that_read_64() -> None:
