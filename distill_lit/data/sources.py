@@ -70,6 +70,10 @@ def check_corpus_source(key: str, corpus: DatasetConfig, dataset_source: str) ->
     file that is not there, or one of an unknown type. Fetches nothing. `dataset_source`: pypi or hub."""
     if bool(corpus.dataset) == bool(corpus.path):
         raise UserError(f"{key} needs exactly one of dataset and path, has {'both' if corpus.path else 'neither'}")
+    if corpus.revision and not (corpus.dataset and dataset_source == "hub"):
+        raise UserError(
+            f"{key}.revision: only a `dataset` of dataset_source=hub has one; files are pinned by their content"
+        )
     if corpus.dataset:
         if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", corpus.dataset):
             raise UserError(f"{key}.dataset: {corpus.dataset!r} is not a repository, as in org/name")
@@ -94,7 +98,7 @@ def open_corpus_source(key: str, corpus: DatasetConfig, dataset_source: str) -> 
         return FileSource((file_of(corpus.dataset, corpus.name, corpus.split),))
     if corpus.dataset:
         source = StreamSource if getattr(corpus, "streaming", False) else HubSource
-        return source(corpus.dataset, corpus.name, corpus.split)
+        return source(corpus.dataset, corpus.name, corpus.split, corpus.revision)
     kind, name = _split_path(key, corpus.path)
     return FileSource(files_below(key, Path(name) if kind == "file" else assets.fetch(corpus.path)))
 

@@ -18,11 +18,12 @@ from helpers.tiny_data import byte_tokenizer, save_tokenizer, write_lines
 
 from distill_lit.config.data import CorpusConfig, DataConfig
 from distill_lit.data import check_data_config, prepare_datasets, word_counts
-from distill_lit.data.corpora import compile_template, read_documents
+from distill_lit.data.corpora import compile_template, corpora_fingerprint, corpus_text_fields, read_documents
 from distill_lit.data.mirror import file_of, files_of
 from distill_lit.data.tokenization import tokenize
 from distill_lit.models import load_tokenizer
 from distill_lit.utils.exceptions import UserError
+from distill_lit.utils.files import fingerprint
 
 CONFIGS = ROOT / "configs"
 RED, BLUE = "the red fox sleeps in the tall grass", "a blue whale sings in the deep sea"
@@ -82,7 +83,32 @@ def test_hub_dataset(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", load)
     corpus = CorpusConfig(dataset="org/name", name="main", split="train", text="{{ q }}", max_documents=4)
     assert len(read_documents({"a": corpus}, 0, "hub").items) == 4
-    assert asked[0] == (("org/name", "main"), {"split": "train"})
+    assert asked[0] == (("org/name", "main"), {"split": "train", "revision": None})
+
+
+def test_a_configuration_that_nobody_named_and_a_revision(monkeypatch):
+    """`load_dataset` is not asked for one called default, which a repository of one configuration may lack."""
+    datasets = pytest.importorskip("datasets")
+    asked = []
+
+    def load(repository, name, **options):
+        if name == "default":
+            raise ValueError("BuilderConfig 'default' not found. Available: ['main']")
+        asked.append((name, options["revision"]))
+        return datasets.Dataset.from_list([{"text": RED}])
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    corpora = [CorpusConfig(dataset="org/name", **more) for more in ({}, {"revision": "v2"}, {"revision": "v3"})]
+    for corpus in corpora:
+        assert len(read_documents({"a": corpus}, 0, "hub").items) == 1
+    assert asked == [(None, None), (None, "v2"), (None, "v3")]
+    keys = [fingerprint(corpora_fingerprint({"a": corpus}, "hub")) for corpus in corpora]
+    assert len(set(keys)) == 3
+    assert "revision" not in corpus_text_fields(corpora[0])
+    for corpus, source in ((CorpusConfig(dataset="allenai/sciq", revision="v2"), "pypi"),
+                           (CorpusConfig(path="x.jsonl", revision="v2"), "hub")):  # fmt: skip
+        with pytest.raises(UserError, match=r"data\.corpora\.a\.revision: only a `dataset` of dataset_source=hub"):
+            check_data_config(DataConfig(corpora={"a": corpus}), source)
 
 
 def test_bad_rows_are_named(tmp_path):

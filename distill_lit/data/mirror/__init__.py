@@ -48,13 +48,14 @@ def manifest() -> dict[str, Any]:
 
 
 def files_of(repository: str, name: str | None = "default") -> dict[str, Path]:
-    """{split: parquet file} of one configuration of a repository; an empty `name` is its only or default one.
+    """{split: parquet file} of one configuration of a repository; `default` or none is its only one, or the one so called.
     Raises UserError when there is no such repository or configuration."""
     if repository not in REPOSITORIES:
         raise UserError(f"dataset {repository!r} is not in the benchmark packages{suggest(repository, REPOSITORIES)}")
     folder = mirror_root() / repository
     configurations = sorted(p.name for p in folder.iterdir() if p.is_dir())
-    config = name or (configurations[0] if len(configurations) == 1 else "default")
+    is_unnamed = name in (None, "", "default")
+    config = (configurations[0] if len(configurations) == 1 else "default") if is_unnamed else str(name)
     if config not in configurations:
         raise UserError(f"dataset {repository!r} has no configuration {name!r}{suggest(name or '', configurations)}")
     return {p.stem: p for p in sorted((folder / config).glob("*.parquet"))}

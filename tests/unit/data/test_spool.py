@@ -145,7 +145,9 @@ def stream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, declared: int = 60, 
     (tmp_path / "shards").mkdir(exist_ok=True)
     for shard in range(3):
         parquet.write_table(pa.table({"text": texts(20, shard)}), tmp_path / f"shards/{shard}.parquet")
-    monkeypatch.setattr(datasets, "load_dataset_builder", lambda *_: Builder(tmp_path / "shards", declared, breaks_off))
+    monkeypatch.setattr(
+        datasets, "load_dataset_builder", lambda *_, **__: Builder(tmp_path / "shards", declared, breaks_off)
+    )
     return CorpusConfig(dataset="some/where", streaming=True, **options)
 
 
