@@ -7,6 +7,7 @@ from distill_lit.assets.reference import Reference
 from distill_lit.utils.exceptions import UserError, one_line_message
 from distill_lit.utils.files import is_hub_offline
 
+SECOND_COPY = "consolidated*.safetensors"  # the same weights in Mistral's own format, beside transformers'
 LOG_IN = "set HF_TOKEN or run `hf auth login`"
 
 
@@ -23,7 +24,13 @@ def snapshot_folder(parsed: Reference, local_only: bool) -> Path:
         *(["*.py"] if parsed.trust_remote_code else []),
     ]
     return Path(
-        snapshot_download(parsed.name, revision=parsed.pin or None, allow_patterns=patterns, local_files_only=local_only)
+        snapshot_download(
+            parsed.name,
+            revision=parsed.pin or None,
+            allow_patterns=patterns,
+            ignore_patterns=SECOND_COPY,
+            local_files_only=local_only,
+        )
     )
 
 
