@@ -17,7 +17,7 @@ from distill_lit import assets
 from distill_lit.config.generation import DatasetConfig
 from distill_lit.data.column_values import Row, as_text
 from distill_lit.data.hub_sources import HubSource, StreamSource
-from distill_lit.data.mirror import file_of
+from distill_lit.data.mirror import file_of, source_advice
 from distill_lit.data.mirror.repositories import REPOSITORIES
 from distill_lit.utils.exceptions import UserError, suggest
 from distill_lit.utils.files import cached_file_sha256
@@ -81,7 +81,7 @@ def check_corpus_source(key: str, corpus: DatasetConfig, dataset_source: str) ->
             known = suggest(corpus.dataset, REPOSITORIES)
             raise UserError(
                 f"{key}.dataset: {corpus.dataset!r} is not in the benchmark packages{known}; "
-                "for other repositories set dataset_source=hub"
+                f"for other repositories {source_advice('hub')}"
             )
         return
     kind, name = _split_path(key, corpus.path)
@@ -139,7 +139,9 @@ def _split_path(key: str, path: str) -> tuple[str, str]:
         return "file", str(expand_path(path, f"{key}.path"))
     parsed = assets.parse_reference(path)
     if parsed.kind == "hf":
-        raise UserError(f"{key}.path: {path!r} is a model; name a dataset repository with `dataset` and dataset_source=hub")
+        raise UserError(
+            f"{key}.path: {path!r} is a model; name a dataset repository with `dataset`, and {source_advice('hub')}"
+        )
     return parsed.kind, parsed.name if parsed.kind == "file" else parsed.inner
 
 

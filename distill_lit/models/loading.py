@@ -71,8 +71,8 @@ def check_model_folder(folder: Path) -> None:
         if (folder / "adapter_config.json").is_file():
             raise UserError(
                 f"{folder}: an adapter of PEFT, not a whole model; merge it: model = peft.AutoPeftModelForCausalLM."
-                f'from_pretrained("{folder}"); model.merge_and_unload().save_pretrained("merged"); and put the tokenizer\'s '
-                "files beside it"
+                f'from_pretrained("{folder}"); model.merge_and_unload().save_pretrained("merged"); and put its '
+                "tokenizer there"
             )
         raise UserError(f"{folder}: no config.json, so no transformers model")
     if not weight_files(folder):
