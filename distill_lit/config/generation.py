@@ -45,8 +45,8 @@ class DatasetConfig:
     )
     path: Text = Field(
         default="",
-        description="instead of `dataset`: reference of a .jsonl, .parquet or .txt file, or a folder of them; for training "
-        "also tokens, .bin or .npy",
+        description="instead of `dataset`: reference of a .jsonl, .json, .csv, .tsv, .parquet or .txt file, or a folder of "
+        "them; for training also tokens, .bin or .npy",
         json_schema_extra=HOLDS_PATHS,
     )
     split: Text = Field(default="train", description="split of the dataset")

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from distill_lit.config import CorpusConfig
+from distill_lit.data.row_files import SHARD_EXTENSIONS
 from distill_lit.models.vocabulary import unpadded_vocab_size
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import fingerprint, read_json
@@ -88,7 +89,7 @@ def token_files(key: str, corpus: CorpusConfig) -> list[TokenFile]:
         raise UserError(f"{key}.path: {path}: no such file or folder")
     if not path.is_dir():
         return [_open(key, path)]
-    others = sorted(p.name for p in path.rglob("*") if p.name.endswith((".jsonl", ".jsonl.gz", ".parquet", ".txt")))
+    others = sorted(p.name for p in path.rglob("*") if p.name.endswith(SHARD_EXTENSIONS))
     if others:
         raise UserError(f"{key}.path: {path} holds tokens and, in {others[0]}, text; give each a folder of its own")
     return [_open(key, file) for file in _files_in(path)]
