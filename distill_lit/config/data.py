@@ -29,8 +29,8 @@ class CorpusConfig(DatasetConfig):
     text: Text = Field(default="{{ text }}", description="Jinja template of a document over the columns of a row")
     messages: ChatMessages = Field(
         default="",
-        description="instead of `text`: column of chat messages, or a list of {role, content} with a template each; the "
-        "loss is then on the responses only",
+        description="instead of `text`: column of chat messages, {role, content} or ShareGPT's {from, value}, or a list of "
+        "{role, content} with a template each; the loss is then on the responses only",
     )
     streaming: Bool = Field(
         default=False,

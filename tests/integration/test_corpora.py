@@ -222,6 +222,37 @@ def test_messages(tmp_path):
         texts(CorpusConfig(path=str(write_lines(path, [{"chat": "Hi"}])), messages="chat"))
 
 
+def test_messages_in_the_form_of_sharegpt(tmp_path):
+    def said(*pairs, **more):
+        return {"conversations": [{"from": author, "value": value, **more} for author, value in pairs]}
+
+    def of(*rows):
+        corpus = CorpusConfig(path=str(write_lines(tmp_path / "a.jsonl", rows)), messages="conversations")
+        return [d.messages for d in read_documents({"a": corpus}, 0, "pypi").items]
+
+    rows = [said(("system", "Be brief."), ("human", "Hi"), ("gpt", "Yo"), ("user", "So?"), ("bing", "So."))]
+    rows += [said(("human", name), (name, "Yo")) for name in ("assistant", "chatgpt", "bard")]
+    first, *others = of(*rows)
+    assert [tuple(message.values()) for message in first] == [
+        ("system", "Be brief."), ("user", "Hi"), ("assistant", "Yo"), ("user", "So?"), ("assistant", "So."),
+    ]  # fmt: skip
+    assert all(list(message) == ["role", "content"] for message in first)
+    assert [message["role"] for chat in others for message in chat] == ["user", "assistant"] * 3
+    # Parquet gives every message the keys of all others; a weight of 0 is kept, so nothing is left to learn of this chat
+    with pytest.raises(UserError, match="no document left of 1 rows"):
+        of(said(("human", "Hi"), ("gpt", "Yo"), role=None, weight=0))
+    for row, message in (
+        (
+            said(("human", "Hi"), ("observation", "{}"), ("gpt", "Yo")),
+            "row 1: message 2 is from 'observation'; known are human",
+        ),
+        (said(("human", "Hi"), ("gpt", None)), "row 1: column 'conversations' must be a list of .*; message 2 has none"),
+        (said((None, "Hi")), "must be a list of {role, content} or {from, value} with texts"),
+    ):
+        with pytest.raises(UserError, match=message):
+            of(row)
+
+
 # ---------------------------------------------------------------- documents
 
 
