@@ -18,7 +18,7 @@ from distill_lit.data.mirror.repositories import REPOSITORIES
 from distill_lit.data.row_files import EXTENSIONS, SHARD_EXTENSIONS, count_rows, read_rows
 from distill_lit.utils.exceptions import UserError, suggest
 from distill_lit.utils.files import cached_file_sha256
-from distill_lit.utils.path_variables import expand_path
+from distill_lit.utils.path_variables import expand_path, missing
 
 
 class RowSource(Protocol):
@@ -114,7 +114,7 @@ def files_below(key: str, path: Path) -> tuple[Path, ...]:
     """`path`, or all files of a known type below a folder, sorted: shards, or where it has none .json, .csv, .tsv files.
     Raises UserError when there is none."""
     if not path.exists():
-        raise UserError(f"{key}.path: {path}: no such file or folder")
+        raise UserError(f"{key}.path: {path}: {missing(path)}")
     if path.is_dir():
         found = sorted(p for p in path.rglob("*") if p.is_file() and p.name.endswith(EXTENSIONS))
         if not found:

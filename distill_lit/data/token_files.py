@@ -20,7 +20,7 @@ from distill_lit.data.row_files import SHARD_EXTENSIONS
 from distill_lit.models.vocabulary import unpadded_vocab_size
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import fingerprint, read_json
-from distill_lit.utils.path_variables import expand_path
+from distill_lit.utils.path_variables import expand_path, missing
 
 TOKEN_EXTENSIONS = (".npy", ".bin")
 FOLDER_SIDECAR = "tokens.json"
@@ -86,7 +86,7 @@ def token_files(key: str, corpus: CorpusConfig) -> list[TokenFile]:
     if corpus.max_documents:
         raise UserError(f"{key}.max_documents: files of tokens are no rows of documents; set data.max_tokens")
     if not path.exists():
-        raise UserError(f"{key}.path: {path}: no such file or folder")
+        raise UserError(f"{key}.path: {path}: {missing(path)}")
     if not path.is_dir():
         return [_open(key, path)]
     others = sorted(p.name for p in path.rglob("*") if p.name.endswith(SHARD_EXTENSIONS))

@@ -16,6 +16,7 @@ from distill_lit.data.mirror.repositories import REPOSITORIES
 from distill_lit.evaluation.task_index import SPLIT_KEYS, TaskEntry
 from distill_lit.utils.exceptions import UserError, one_line_message
 from distill_lit.utils.files import cache_root, fingerprint, is_hub_offline, sha256_of
+from distill_lit.utils.path_variables import RELATIVE_PATHS
 
 LOCAL_FORMATS = ("json", "csv", "parquet", "text", "arrow")
 HUB_TIMEOUT_S = 20
@@ -113,7 +114,7 @@ def local_source(entry: TaskEntry, num_fewshot: int) -> TaskDataSource:
     """The files that a task of the user's names, by their content."""
     hashes = [sha256_of(path) for path in local_files(entry)]
     official = official_split(entry)
-    kwargs = {**entry.config["dataset_kwargs"], "cache_dir": _datasets_cache()}
+    kwargs = {**entry.config["dataset_kwargs"], "data_files": _data_files(entry), "cache_dir": _datasets_cache()}
     fewshot_split = _fewshot_split(entry, official, [entry.config[key] for key in SPLIT_KEYS]) if num_fewshot else ""
     overrides = {"dataset_kwargs": kwargs, **_fewshot_overrides(num_fewshot)}
     return TaskDataSource(overrides, fingerprint(hashes), official, official, fewshot_split)
@@ -121,16 +122,35 @@ def local_source(entry: TaskEntry, num_fewshot: int) -> TaskDataSource:
 
 def local_files(entry: TaskEntry) -> list[Path]:
     """The data files that a task names. Raises UserError when one is not there or is a web address."""
-    files = entry.config["dataset_kwargs"]["data_files"]
+    files = _data_files(entry)
     listed = list(files.values()) if isinstance(files, dict) else [files]
     patterns = [str(p) for item in listed for p in (item if isinstance(item, list) else [item])]
     found: list[Path] = []
     for pattern in patterns:
-        matches = sorted(glob.glob(str(Path(pattern).expanduser()), recursive=True))
+        matches = _matches(pattern)
         if "://" in pattern or not matches:
-            raise UserError(f"task {entry.name!r}: data file {pattern!r} is not there")
+            relative = "" if "://" in pattern or Path(pattern).expanduser().is_absolute() else f"; {RELATIVE_PATHS}"
+            raise UserError(f"task {entry.name!r}: data file {pattern!r} is not there{relative}")
         found += [Path(match) for match in matches]
     return found
+
+
+def _data_files(entry: TaskEntry) -> Any:
+    """The `data_files` of a task: patterns, a list of them, or {split: these}, each as it is found from here."""
+
+    def find(files: Any) -> Any:
+        if isinstance(files, dict):
+            return {split: find(own) for split, own in files.items()}
+        if isinstance(files, list):
+            return [find(pattern) for pattern in files]
+        beside = str(Path(entry.yaml_path).parent / str(files))
+        return beside if not _matches(str(files)) and _matches(beside) else files
+
+    return find(entry.config["dataset_kwargs"]["data_files"])
+
+
+def _matches(pattern: str) -> list[str]:
+    return sorted(glob.glob(str(Path(pattern).expanduser()), recursive=True))
 
 
 def official_split(entry: TaskEntry) -> str:

@@ -235,7 +235,7 @@ def test_bad_user_tasks_are_refused(tmp_path: Path, name: str, content: str, mes
 
 
 def test_a_missing_folder_of_tasks_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"evaluation.include_path: .*nowhere is not a folder"):
+    with pytest.raises(UserError, match=r"evaluation.include_path: .*nowhere: no such file or folder"):
         check("piqa", include_path=str(tmp_path / "nowhere"))
 
 
