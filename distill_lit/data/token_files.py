@@ -81,8 +81,8 @@ def is_token_corpus(key: str, corpus: CorpusConfig) -> bool:
 def token_files(key: str, corpus: CorpusConfig) -> list[TokenFile]:
     """The files of a corpus of tokens, in the order of their names. Raises UserError for what cannot be read as tokens."""
     path = _plain_path(key, corpus)
-    if corpus.messages or corpus.text != type(corpus)().text:
-        raise UserError(f"{key}: files of tokens have no columns for text or messages; leave these out")
+    if corpus.forms:
+        raise UserError(f"{key}: files of tokens have no columns for {corpus.forms[0]}; leave it out")
     if corpus.max_documents:
         raise UserError(f"{key}.max_documents: files of tokens are no rows of documents; set data.max_tokens")
     if not path.exists():

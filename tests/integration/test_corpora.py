@@ -19,9 +19,10 @@ from helpers.tiny_data import byte_tokenizer, save_tokenizer, write_lines
 
 from distill_lit.config.data import CorpusConfig, DataConfig
 from distill_lit.data import check_data_config, prepare_datasets, word_counts
-from distill_lit.data.corpora import compile_template, corpora_fingerprint, corpus_text_fields, read_documents
+from distill_lit.data.corpora import corpora_fingerprint, corpus_text_fields, read_documents
 from distill_lit.data.mirror import file_of, files_of
 from distill_lit.data.row_files import count_rows, read_rows
+from distill_lit.data.row_templates import compile_template
 from distill_lit.data.tokenization import tokenize
 from distill_lit.models import load_tokenizer
 from distill_lit.utils.exceptions import UserError
