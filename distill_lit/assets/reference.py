@@ -83,7 +83,8 @@ def _kind_of(reference: str) -> str:
         return "hf"
     kind, colon, _ = reference.partition(":")
     hint = suggest(kind if colon else "", REFERENCE_KINDS) + ", as in hf:org/name or file:folder"
-    raise UserError(f"reference {reference!r}: unknown kind {kind if colon else ''!r}, and no such path{hint}")
+    where = "no such path in the current folder or beside the file that names it"
+    raise UserError(f"reference {reference!r}: unknown kind {kind if colon else ''!r}, and {where}{hint}")
 
 
 def _parse_wheel(reference: str, rest: str) -> Reference:

@@ -37,11 +37,16 @@ class DatasetConfig:
     """Rows of a dataset repository or of a file."""
 
     dataset: Text = Field(default="", description="dataset repository, org/name, from where dataset_source says")
-    name: Text = Field(default="default", description="configuration of that repository")
+    name: Text = Field(
+        default="default", description="configuration of that repository; default: its only one, or the one it calls so"
+    )
+    revision: Text = Field(
+        default="", description="commit, tag or branch of that repository on the hub; empty: the latest commit"
+    )
     path: Text = Field(
         default="",
-        description="instead of `dataset`: reference of a .jsonl, .parquet or .txt file, or a folder of them; for training "
-        "also tokens, .bin or .npy",
+        description="instead of `dataset`: reference of a .jsonl, .json, .csv, .tsv, .parquet or .txt file, or a folder of "
+        "them; for training also tokens, .bin or .npy",
         json_schema_extra=HOLDS_PATHS,
     )
     split: Text = Field(default="train", description="split of the dataset")

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from distill_lit.config.errors import KeyPath, describe_error
 from distill_lit.config.fields import Section
+from distill_lit.config.file_paths import place_paths
 from distill_lit.config.grid_points import grid_points
 from distill_lit.config.hypothesis_validation import refuse_untestable, untestable_hypotheses
 from distill_lit.config.interpolation import resolve_interpolations
@@ -267,9 +268,7 @@ def _compose(path: Path, trail: tuple[Path, ...]) -> list[Layer]:
     """What a file says, after what its `defaults` say."""
     if path in trail:
         raise UserError(f"defaults form a cycle: {' → '.join(p.stem for p in (*trail, path))}")
-    tree = _read(path)
-    if isinstance(plugins := tree.get("plugins"), list):  # beside the file that names them, wherever it is run
-        tree["plugins"] = [str(file) if (file := path.parent / str(name)).is_file() else name for name in plugins]
+    tree = place_paths(ExperimentConfig, _read(path), path.parent)
     names = tree.pop("defaults", None) or []
     if not isinstance(names, list):
         raise UserError(f"{path}: defaults is a list of names below configs/")

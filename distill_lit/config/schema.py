@@ -93,8 +93,7 @@ class ExperimentConfig:
     )
     plugins: list[Text] = Field(
         default_factory=list,
-        description="Python files that are run, and register losses, filters, initializers or teachers of your own; "
-        "relative to the file that names them",
+        description="Python files that are run, and register losses, filters, initializers or teachers of your own",
         json_schema_extra=HOLDS_PATHS,
     )
     external_models: dict[Text, Text] = Field(

@@ -1,26 +1,24 @@
 """Corpora → documents: rows rendered by a sandboxed template, drawn by a seed, empty and repeated ones left out."""
 
-import functools
 import json
-import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
-from jinja2 import StrictUndefined, Template, TemplateError, TemplateSyntaxError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2 import Template
 
 from distill_lit.config import CorpusConfig, DataConfig, non_default_fields
 from distill_lit.data.column_values import Row
 from distill_lit.data.messages import is_supervised_response, read_messages, read_tools
+from distill_lit.data.row_templates import compile_template, render_template
 from distill_lit.data.sources import check_corpus_source, draw_rows, open_corpus_source
 from distill_lit.data.spool import ItemSpool
-from distill_lit.utils.exceptions import UserError, one_line_message
+from distill_lit.utils.exceptions import UserError
 
 TRAINING_SECTION, VALIDATION_SECTION = "data.corpora", "data.validation"  # of the config
-MAX_ROW_CHARS_IN_ERROR = 80  # characters of a row in an error
+PAIR = ("prompt", "completion")
 DOCUMENT_BYTES = 500  # of one in memory beside its text, about
 
 Chat = tuple[dict[str, Any], ...]  # messages, or tools
@@ -37,7 +35,7 @@ class TeacherPrompt(NamedTuple):
 @dataclass(frozen=True)
 class Document:
     """One document. `text`: what is read; of a chat, the contents of its `messages` one below the other, which keep all
-    their keys but those that are null."""
+    their keys but those that are null. `prompt_length`: characters at the start of the text that are not supervised."""
 
     corpus: str
     text: str
@@ -45,6 +43,7 @@ class Document:
     tools: tuple[dict[str, Any], ...] = ()  # what the assistant of a chat may call
     row: int = 0  # of the corpus, from 1
     section: str = TRAINING_SECTION  # of the config, that the corpus is in
+    prompt_length: int = 0
     teacher_prompt: TeacherPrompt = TeacherPrompt()
 
     @property
@@ -85,49 +84,6 @@ class Documents:
     def digests(self) -> set[bytes]:
         """What tells each of its documents apart from others."""
         return {_digest(document) for document in self.items}
-
-
-def template_sandbox() -> ImmutableSandboxedEnvironment:
-    """Where templates are compiled: no access to attributes of Python, unknown columns and printed nulls raise, and
-    lm-eval's filter `regex_replace`."""
-    sandbox = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True, finalize=_printable)
-    sandbox.filters["regex_replace"] = lambda text, pattern, new="", count=0: re.sub(pattern, new, text, count=count)
-    return sandbox
-
-
-def _printable(value: Any) -> Any:
-    if isinstance(value, (list, tuple, dict)):
-        raise ValueError(f"it prints a {type(value).__name__}, which is no text; name a field, or a filter such as join")
-    if isinstance(value, bytes):
-        return str(value)  # tells where it comes from
-    if value != value:  # not a number
-        raise ValueError("it prints nan, which is no text; say {{ column or '' }} after testing it, or leave the row out")
-    if value is None:
-        raise ValueError(
-            "it prints a null, which would be trained as the word None; say {{ column or '' }} to leave it out"
-        )
-    return value
-
-
-def compile_template(key: str, text: str) -> Template:
-    """The template that the field `key` holds. Raises UserError for a syntax error."""
-    try:
-        return _compiled(text)
-    except TemplateSyntaxError as error:
-        raise UserError(f"{key}: template line {error.lineno}: {error.message}") from error
-
-
-@functools.lru_cache(maxsize=1024)
-def _compiled(text: str) -> Template:
-    return template_sandbox().from_string(text)
-
-
-def render_template(key: str, template: Template, row: Row, **names: Any) -> str:
-    """A text over the columns of a row, and over `names`. Raises UserError, naming the field `key`, where there is none."""
-    try:
-        return template.render({**row, **names})
-    except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError, MemoryError) as error:
-        raise render_error(key, error, row) from error
 
 
 def check_corpora(corpora: Mapping[str, CorpusConfig], dataset_source: str) -> None:
@@ -174,9 +130,21 @@ def check_corpus(key: str, corpus: CorpusConfig, dataset_source: str) -> None:
         raise UserError(f"{key} has both generated and {'dataset' if corpus.dataset else 'path'}; give one")
     if corpus.streaming and not (corpus.dataset and dataset_source == "hub"):
         raise UserError(f"{key}.streaming: only a `dataset` of dataset_source=hub is streamed; files are never read whole")
+    _check_forms(key, corpus)
     _compile_corpus(key, corpus)
     if isinstance(corpus.messages, list) and not any(message.role == "assistant" for message in corpus.messages):
         raise UserError(f"{key}.messages: none is of the assistant, so there is no response to learn")
+
+
+def _check_forms(key: str, corpus: CorpusConfig) -> None:
+    """Raises UserError for a corpus that says twice what its documents are made of, and for half a pair."""
+    forms = [*corpus.forms, *(["generated"] if corpus.generated is not None else [])]
+    if len(forms) > 1:
+        known = "text, messages, prompt and completion, or generated"
+        raise UserError(f"{key} has {forms[0]}, and {forms[1]} too; give one of {known}")
+    if bool(corpus.prompt) != bool(corpus.completion):
+        given, lacking = ("prompt", "completion") if corpus.prompt else ("completion", "prompt")
+        raise UserError(f"{key}.{given}: it goes with {key}.{lacking}, which is missing")
 
 
 def corpora_fingerprint(
@@ -248,13 +216,17 @@ def read_documents(
 def _digest(document: Document) -> bytes:
     chat = [document.messages, document.tools]
     text = json.dumps(chat, sort_keys=True, default=str) if document.messages else document.text
+    if at := document.prompt_length:
+        text = f"{text[:at]} \0 {text[at:]}"
     return blake2b(" ".join(text.split()).encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def _compile_corpus(key: str, corpus: CorpusConfig) -> list[Template]:
-    """The template of the text, or those of the messages; none for a column of messages."""
+    """The template of the text, or those of the messages, or of prompt and completion; none for a column of messages."""
     if isinstance(corpus.messages, list):
         return [compile_template(f"{key}.messages[{i}]", m.content) for i, m in enumerate(corpus.messages)]
+    if corpus.completion:
+        return [compile_template(f"{key}.{name}", getattr(corpus, name)) for name in PAIR]
     text = compile_template(f"{key}.text", corpus.text)
     return [] if corpus.messages else [text]
 
@@ -269,6 +241,10 @@ def _render_corpus(
         if corpus.messages:
             text, messages, tools = _chat(key, _messages(key, corpus, templates, row), row, number + 1)
             yield Document(name, text, messages, tools, number + 1, section), row
+        elif corpus.completion:
+            prompt, completion = _prompt_and_completion(key, templates, row)
+            text = prompt + completion if completion.strip() else ""
+            yield Document(name, text, row=number + 1, section=section, prompt_length=len(prompt)), row
         else:
             text = _render(f"{key}.text", templates[0], row)
             yield Document(name, text, row=number + 1, section=section), row
@@ -288,10 +264,12 @@ def _render(key: str, template: Template, row: Row) -> str:
     return render_template(key, template, row).strip().removeprefix("\ufeff").strip()  # a byte order mark
 
 
-def render_error(key: str, error: Exception, row: Row) -> UserError:
-    """The error of a row from which the template at `key` cannot make a text."""
-    columns, begins = ", ".join(sorted(row)), repr(row)[:MAX_ROW_CHARS_IN_ERROR]
-    return UserError(f"{key}: {one_line_message(error)}; the columns are {columns}; the row begins {begins}")
+def _prompt_and_completion(key: str, templates: list[Template], row: Row) -> tuple[str, str]:
+    """Both texts of a row. White space stays where they meet."""
+    prompt, completion = (
+        render_template(f"{key}.{name}", template, row) for name, template in zip(PAIR, templates, strict=True)
+    )
+    return prompt.lstrip().removeprefix("\ufeff").lstrip(), completion.rstrip()
 
 
 def _chat(key: str, named_messages: tuple[str, Any], row: Row, number: int) -> tuple[str, Chat, Chat]:

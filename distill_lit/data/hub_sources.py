@@ -1,23 +1,46 @@
 """Rows of dataset repositories of the hub: fetched into the cache of `datasets`, or streamed."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from distill_lit.assets.hub import describe_refusal
 from distill_lit.data.column_values import Row, as_text
 from distill_lit.utils.exceptions import UserError, one_line_message
 
+UNNAMED = "default"  # a configuration that nobody has named: the only one of a repository, or its own default
+
 
 @dataclass(frozen=True)
-class HubSource:
-    """Rows of one split of a dataset repository of the hub, through `datasets` and its cache."""
+class Repository:
+    """One split of a dataset repository of the hub. revision: its commit, tag or branch, empty for the latest."""
 
     repository: str
     name: str
     split: str
+    revision: str = ""
+
+    def place(self) -> list[str]:
+        """What tells it apart from other splits, but for what is in it."""
+        return [self.repository, self.name, self.split, *([self.revision] if self.revision else [])]
+
+    def open_with(self, load: Callable[..., Any], **options: Any) -> Any:
+        """What `load` of `datasets` makes of it. Raises UserError, one line, when it cannot be had."""
+        configuration = None if self.name in ("", UNNAMED) else self.name
+        try:
+            return load(self.repository, configuration, revision=self.revision or None, **options)
+        except Exception as error:
+            if refusal := describe_refusal(error, "dataset", self.repository):
+                raise UserError(refusal) from error
+            raise UserError(f"dataset {self.repository!r} cannot be loaded: {one_line_message(error)}") from error
+
+
+@dataclass(frozen=True)
+class HubSource(Repository):
+    """Rows of one split of a dataset repository of the hub, through `datasets` and its cache."""
 
     def fingerprint(self) -> list[Any]:
-        return [self.repository, self.name, self.split, self._load()._fingerprint]
+        return [*self.place(), self._load()._fingerprint]
 
     def count(self) -> int:
         return len(self._load())
@@ -30,23 +53,15 @@ class HubSource:
     def _load(self) -> Any:
         import datasets
 
-        try:
-            return datasets.load_dataset(self.repository, self.name or None, split=self.split)
-        except Exception as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise UserError(f"dataset {self.repository!r} cannot be loaded: {reason}") from error
+        return self.open_with(datasets.load_dataset, split=self.split)
 
 
 @dataclass(frozen=True)
-class StreamSource:
+class StreamSource(Repository):
     """Rows of one split of a dataset repository of the hub, as they come: neither fetched whole nor kept."""
 
-    repository: str
-    name: str
-    split: str
-
     def fingerprint(self) -> list[Any]:
-        return [self.repository, self.name, self.split, "streaming", self._builder().hash]
+        return [*self.place(), "streaming", self._builder().hash]
 
     def count(self) -> int:
         """Rows by the repository's own account. Raises UserError where it gives none."""
@@ -83,7 +98,4 @@ class StreamSource:
     def _builder(self) -> Any:
         import datasets
 
-        try:
-            return datasets.load_dataset_builder(self.repository, self.name or None)
-        except Exception as error:
-            raise UserError(f"dataset {self.repository!r} cannot be opened: {one_line_message(error)}") from error
+        return self.open_with(datasets.load_dataset_builder)

@@ -6,17 +6,41 @@ from typing import Any
 
 from distill_lit.utils.exceptions import UserError
 
+MESSAGE_FORMS = "{role, content} or {from, value}"
 TOOL_CALL_KEYS = ("tool_calls", "function_call")
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")  # transformers gives templates one for the other
+# who writes in ShareGPT's form, {from, value}, and the role of it
+SHAREGPT_ROLES = {
+    "human": "user",
+    "user": "user",
+    **dict.fromkeys(("gpt", "assistant", "chatgpt", "bard", "bing"), "assistant"),
+    "system": "system",
+}
 LOSS_WEIGHT_KEYS = ("weight", "train")  # OpenAI's name, and axolotl's
 
 
 def read_messages(column: str, value: Any) -> tuple[dict[str, Any], ...]:
     """The messages of a row. What is null counts as absent, since Parquet gives every message the keys of all others; texts
-    in parts are joined. Raises UserError for what is no list of messages with text, and for one with an image."""
-    if not isinstance(value, list) or not all(isinstance(m, dict) and isinstance(m.get("role"), str) for m in value):
-        raise UserError(f"column {column!r} must be a list of {{role, content}} with texts")
-    return tuple(_message(column, i, without_nulls(message)) for i, message in enumerate(value))
+    in parts are joined; ShareGPT's {from, value} becomes {role, content}. Raises UserError for what is no list of messages
+    with text, for one with an image, and for one from somebody who has no role."""
+    messages = without_nulls(value)
+    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+        raise UserError(f"column {column!r} must be a list of {MESSAGE_FORMS} with texts")
+    messages = [_with_role(i, message) for i, message in enumerate(messages)]
+    if not all(isinstance(message.get("role"), str) for message in messages):
+        raise UserError(f"column {column!r} must be a list of {MESSAGE_FORMS} with texts")
+    return tuple(_message(column, i, message) for i, message in enumerate(messages))
+
+
+def _with_role(i: int, message: dict[str, Any]) -> dict[str, Any]:
+    """A message of ShareGPT's as {role, content}; any other as it is."""
+    if "role" in message or not isinstance(message.get("from"), str):
+        return message
+    author = message["from"]
+    if author not in SHAREGPT_ROLES:
+        raise UserError(f"message {i + 1} is from {author!r}; known are {', '.join(SHAREGPT_ROLES)}")
+    others = {key: value for key, value in message.items() if key not in ("from", "value")}
+    return {"role": SHAREGPT_ROLES[author], "content": message.get("value"), **others}
 
 
 def _message(column: str, i: int, message: dict[str, Any]) -> dict[str, Any]:
@@ -29,7 +53,7 @@ def _message(column: str, i: int, message: dict[str, Any]) -> dict[str, Any]:
         return {**message, "content": "".join(part["text"] for part in content)}
     calls = message["role"] == "assistant" and any(message.get(name) for name in TOOL_CALL_KEYS)
     if not isinstance(content, str) and not (content is None and calls):
-        raise UserError(f"column {column!r} must be a list of {{role, content}} with texts; message {i + 1} has none")
+        raise UserError(f"column {column!r} must be a list of {MESSAGE_FORMS} with texts; message {i + 1} has none")
     return message
 
 

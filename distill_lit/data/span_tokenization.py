@@ -33,6 +33,30 @@ def encode_spans(tokenizer: Any, text: str, spans: Sequence[tuple[int, int]]) ->
     return ids, marks
 
 
+def encode_completion(tokenizer: Any, text: str, prompt_length: int, joined: Sequence[int]) -> tuple[list[int], list[bool]]:
+    """(token ids, whether each is of the completion or behind it) of a prompt and its completion. joined: tokens of the
+    whole text, with those that begin and end a document.
+
+    They are those of the whole text wherever these begin with the prompt's own, as a model reads it before it writes. Where
+    a token would reach over the border, both parts are encoded by themselves. Raises UserError like `encode_spans`.
+    """
+    prompt = _ids(tokenizer, text[:prompt_length])
+    front = _tokens_in_front(tokenizer)
+    start = front + len(prompt)
+    if list(joined[front:start]) == prompt:
+        return list(joined), [False] * start + [True] * (len(joined) - start)
+    behind = joined[front + len(_ids(tokenizer, text)) :]
+    ids, marks = encode_spans(tokenizer, text, [(prompt_length, len(text))])
+    return [*joined[:front], *ids, *behind], [False] * front + marks + [True] * len(behind)
+
+
+@functools.lru_cache(maxsize=8)
+def _tokens_in_front(tokenizer: Any) -> int:
+    """How many tokens the tokenizer puts before a text."""
+    bare, whole = _ids(tokenizer, "a"), list(tokenizer("a", verbose=False)["input_ids"])
+    return next(i for i in range(len(whole) + 1) if whole[i : i + len(bare)] == bare)
+
+
 def encode_continuation(tokenizer: Any, context: str, continuation: str) -> list[int]:
     """Token ids of `continuation` where `context` has been read already."""
     if not context:

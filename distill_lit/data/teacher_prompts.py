@@ -16,8 +16,9 @@ import numpy as np
 from distill_lit.config import DataConfig, TeacherPromptConfig
 from distill_lit.data.chat import render_chat
 from distill_lit.data.column_values import Row
-from distill_lit.data.corpora import Document, PromptRenderer, TeacherPrompt, compile_template, render_template
+from distill_lit.data.corpora import Document, PromptRenderer, TeacherPrompt
 from distill_lit.data.messages import is_supervised_response
+from distill_lit.data.row_templates import compile_template, render_template
 from distill_lit.data.span_tokenization import encode_continuation, encode_spans
 from distill_lit.data.templates import Messages
 from distill_lit.data.tokenization import TokenizedDocuments, join_documents, progress_bar
@@ -181,7 +182,7 @@ def tokenize_teacher_documents(
             found = (
                 [_encode_chat(document, tokenizer, ids, mask)]
                 if document.messages
-                else _encode_plain(document.teacher_prompt.prefix, tokenizer, ids, sequence_length)
+                else _encode_plain(document.teacher_prompt.prefix, tokenizer, ids, mask, sequence_length)
             )
             pieces += [np.array(read, dtype=student.tokens.dtype) for read, _ in found]
             marks += [np.array(supervised, dtype=bool) for _, supervised in found]
@@ -225,17 +226,20 @@ def match_positions(student: TokenizedDocuments, teacher: TokenizedDocuments, st
     return TokenizedDocuments(positions, student.offsets, student.loss_mask)
 
 
-def _encode_plain(prefix: str, tokenizer: Any, ids: list[int], length: int) -> list[tuple[list[int], list[bool]]]:
+def _encode_plain(
+    prefix: str, tokenizer: Any, ids: list[int], mask: list[bool], length: int
+) -> list[tuple[list[int], list[bool]]]:
     """A document in pieces of at most `length` tokens, each behind the prefix; a token that begins texts stays first."""
     bos = ids[:1] if ids[:1] == [tokenizer.bos_token_id] else []
     before = encode_continuation(tokenizer, "", prefix) if prefix else []
     pieces = [ids[start : start + length] for start in range(0, len(ids), length)]
     encoded = []
     for i, piece in enumerate(pieces):
-        own_bos = bos if i == 0 else []
-        read = [*bos, *before, *piece[len(own_bos) :]]
-        behind = len(read) - len(piece) + len(own_bos)
-        encoded.append((read, [(bool(own_bos) and j == 0) or j >= behind for j in range(len(read))]))
+        own_bos = len(bos) if i == 0 else 0
+        marks = mask[i * length :][: len(piece)]
+        before_text = [marks[0]] * own_bos or [False] * len(bos)
+        read = [*bos, *before, *piece[own_bos:]]
+        encoded.append((read, [*before_text, *[False] * len(before), *marks[own_bos:]]))
     return encoded
 
 

@@ -10,7 +10,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from distill_lit import assets
 from distill_lit.utils.exceptions import UserError, one_line_message
-from distill_lit.utils.path_variables import expand_path
+from distill_lit.utils.path_variables import expand_path, missing
 from distill_lit.utils.template_limits import check_rendered_length, handle_template_errors
 
 Messages = Sequence[Mapping[str, Any]]
@@ -37,7 +37,7 @@ def read_template(path: str) -> str:
         return ""
     template_path = assets.fetch(path) if re.match(r"(hf|pypi|file):", path) else expand_path(path, CHAT_TEMPLATE_KEY)
     if not template_path.is_file():
-        raise UserError(f"{CHAT_TEMPLATE_KEY}: {template_path}: no such file")
+        raise UserError(f"{CHAT_TEMPLATE_KEY}: {template_path}: {missing(template_path)}")
     try:
         text = template_path.read_text(encoding="utf-8-sig")
         ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"]).parse(_with_marks(text, "", ""))

@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 
 from distill_lit.config import CorpusConfig
+from distill_lit.data.row_files import SHARD_EXTENSIONS
 from distill_lit.models.vocabulary import unpadded_vocab_size
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import fingerprint, read_json
-from distill_lit.utils.path_variables import expand_path
+from distill_lit.utils.path_variables import expand_path, missing
 
 TOKEN_EXTENSIONS = (".npy", ".bin")
 FOLDER_SIDECAR = "tokens.json"
@@ -80,15 +81,15 @@ def is_token_corpus(key: str, corpus: CorpusConfig) -> bool:
 def token_files(key: str, corpus: CorpusConfig) -> list[TokenFile]:
     """The files of a corpus of tokens, in the order of their names. Raises UserError for what cannot be read as tokens."""
     path = _plain_path(key, corpus)
-    if corpus.messages or corpus.text != type(corpus)().text:
-        raise UserError(f"{key}: files of tokens have no columns for text or messages; leave these out")
+    if corpus.forms:
+        raise UserError(f"{key}: files of tokens have no columns for {corpus.forms[0]}; leave it out")
     if corpus.max_documents:
         raise UserError(f"{key}.max_documents: files of tokens are no rows of documents; set data.max_tokens")
     if not path.exists():
-        raise UserError(f"{key}.path: {path}: no such file or folder")
+        raise UserError(f"{key}.path: {path}: {missing(path)}")
     if not path.is_dir():
         return [_open(key, path)]
-    others = sorted(p.name for p in path.rglob("*") if p.name.endswith((".jsonl", ".jsonl.gz", ".parquet", ".txt")))
+    others = sorted(p.name for p in path.rglob("*") if p.name.endswith(SHARD_EXTENSIONS))
     if others:
         raise UserError(f"{key}.path: {path} holds tokens and, in {others[0]}, text; give each a folder of its own")
     return [_open(key, file) for file in _files_in(path)]

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from distill_lit.data.chat import check_has_chat_template, render_chat
 from distill_lit.data.corpora import Document
 from distill_lit.data.encoding_processes import map_in_processes
-from distill_lit.data.span_tokenization import encode_spans
+from distill_lit.data.span_tokenization import encode_completion, encode_spans
 from distill_lit.data.spool import ArraySpool
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import sha256_of
@@ -72,9 +72,9 @@ def tokenize(
     hold the `validation_tokens` tokens (rest = 0: of all documents).
 
     Text ends with the end-of-sequence token, and begins with one of its own only if the tokenizer adds it; all of it is
-    supervised. Of chats only the responses are. corpora: names by which the corpora are numbered; None: those of the
-    documents, sorted. workers: processes that tokenise. Raises UserError for a tokenizer without the token or template
-    needed.
+    supervised. Of chats only the responses are, of a prompt with a completion the completion and the end. corpora: names by
+    which the corpora are numbered; None: those of the documents, sorted. workers: processes that tokenise. Raises UserError
+    for a tokenizer without the token or template needed.
     """
     order = np.random.default_rng(seed).permutation(len(documents))
     found = TokenSpool(tokenizer)
@@ -187,6 +187,8 @@ def _encode_batch(batch: list[Document], tokenizer: Any) -> _EncodedBatch:
         else:
             ids = next(texts)
             supervised = [True] * len(ids)
+            if document.prompt_length:
+                ids, supervised = _encode_pair(document, tokenizer, ids)
         found.append((np.array(ids, dtype=dtype), np.array(supervised, dtype=bool)))
     return found, notes
 
@@ -201,6 +203,13 @@ def _encode_document(document: Document, tokenizer: Any, notes: _ChatWarnings) -
     notes.left_out.update({document.key: chat.num_unsupervised_responses} if chat.num_unsupervised_responses else {})
     notes.forgets_tools.update({document.key: 1} if chat.template_ignores_tools else {})
     return encoded
+
+
+def _encode_pair(document: Document, tokenizer: Any, joined: list[int]) -> tuple[list[int], list[bool]]:
+    try:
+        return encode_completion(tokenizer, document.text, document.prompt_length, joined)
+    except UserError as error:
+        raise UserError(f"{document.key}.completion: row {document.row}: {error}") from error
 
 
 def _encode_texts(texts: list[str], tokenizer: Any) -> list[list[int]]:

@@ -13,7 +13,7 @@ import yaml
 from distill_lit.config.evaluation import EvaluationConfig
 from distill_lit.data.sources import own_files_fingerprint
 from distill_lit.evaluation.probe_corpora import PROBES_SECTION, probe_corpora
-from distill_lit.evaluation.task_data import data_file_patterns, matching_files
+from distill_lit.evaluation.task_data import data_file_patterns, find_data_files, matching_files
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import cached_file_sha256, fingerprint, folder_stamp
 from distill_lit.utils.path_variables import expand_path
@@ -63,7 +63,7 @@ def _task_files(root: Path, *_: int) -> tuple[tuple[Path, ...], tuple[str, ...]]
         found += [other for other in map(Path.resolve, others) if other.is_file() and other not in found]
         data = config.get("dataset_kwargs")
         if isinstance(data, dict) and "data_files" in data:
-            patterns += data_file_patterns(data["data_files"])
+            patterns += data_file_patterns(find_data_files(data["data_files"], path.parent))
     return tuple(found), tuple(dict.fromkeys(patterns))
 
 

@@ -1,8 +1,10 @@
 """The probes of an experiment as corpora: which text, and how much of it."""
 
 from collections.abc import Collection
+from dataclasses import fields
 
 from distill_lit.config import CorpusConfig, EvaluationConfig, ProbeConfig
+from distill_lit.config.generation import DatasetConfig
 from distill_lit.data.corpora import check_corpus, read_documents
 from distill_lit.utils.exceptions import UserError
 
@@ -33,11 +35,5 @@ def probe_corpora(settings: EvaluationConfig) -> dict[str, CorpusConfig]:
 
 def _corpus(probe: ProbeConfig, limit: int) -> CorpusConfig:
     most = min((count for count in (probe.max_documents, limit) if count), default=0)
-    return CorpusConfig(
-        dataset=probe.dataset,
-        name=probe.name,
-        path=probe.path,
-        split=probe.split,
-        text=probe.text,
-        max_documents=most,
-    )
+    rows = {field.name: getattr(probe, field.name) for field in fields(DatasetConfig)}  # type: ignore[arg-type]
+    return CorpusConfig(**{**rows, "text": probe.text, "max_documents": most})

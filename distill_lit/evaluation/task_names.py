@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from distill_lit.config.evaluation import EvaluationConfig
-from distill_lit.evaluation.task_data import is_local
+from distill_lit.evaluation.task_data import check_task_data, is_local
 from distill_lit.evaluation.task_index import TaskEntry, built_in_index, user_index
 from distill_lit.utils.exceptions import UserError, suggest
 
@@ -31,6 +31,8 @@ TASK_GROUPS = {
 
 
 TASKS_WITHOUT_MIRROR = {"blimp"}  # members of groups that are left out where their data cannot be: not in the packages
+IN_PACKAGES, NOT_IN_PACKAGES = "data in the packages", "needs dataset_source: hub"
+CANNOT_BE_EVALUATED = "cannot be evaluated here"  # a Python class, or a group that defines tasks in place
 
 
 def load_task_index(include_path: str = "") -> Mapping[str, TaskEntry]:
@@ -41,6 +43,23 @@ def load_task_index(include_path: str = "") -> Mapping[str, TaskEntry]:
         if entry.kind == "tag" and name in known and known[name].kind == "tag":
             own[name] = replace(entry, members=sorted({*known[name].members, *entry.members}))
     return ChainMap(own, known) if own else known  # type: ignore[arg-type]  # nobody writes to it
+
+
+def describe_task_data(name: str, index: Mapping[str, TaskEntry]) -> str:
+    """Where the data of a task, group or tag of lm-eval can come from: the benchmark packages, as far as that shows without
+    downloading them, or the hub alone."""
+    try:
+        entries = [entry for entry, _ in _expand(name, index)]
+    except UserError:
+        return CANNOT_BE_EVALUATED
+    if any(entry.kind == "python" for entry in entries):
+        return CANNOT_BE_EVALUATED
+    try:
+        for entry in entries:
+            check_task_data(entry, "pypi")
+    except UserError:
+        return NOT_IN_PACKAGES
+    return IN_PACKAGES
 
 
 def expand_tasks(settings: EvaluationConfig, dataset_source: str) -> list[tuple[TaskEntry, dict[str, Any], str, str]]:

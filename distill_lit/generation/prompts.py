@@ -9,7 +9,7 @@ from jinja2 import TemplateError, TemplateSyntaxError
 
 from distill_lit.config import PromptsConfig
 from distill_lit.data.column_values import Row
-from distill_lit.data.corpora import render_error, template_sandbox
+from distill_lit.data.row_templates import render_error, template_sandbox
 from distill_lit.data.sources import RowSource, check_corpus_source, open_corpus_source
 from distill_lit.utils.exceptions import UserError
 

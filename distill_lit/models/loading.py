@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from distill_lit import assets
+from distill_lit.assets.hub import SECOND_COPY
 from distill_lit.models.int4_weights import widen_int4_weights
 from distill_lit.utils.exceptions import UserError, one_line_message
 from distill_lit.utils.files import atomic_write_folder, cache_root, cached_file_sha256, file_lock
@@ -67,8 +68,14 @@ def model_folder(reference: str) -> Path:
 def check_model_folder(folder: Path) -> None:
     """Raises UserError unless `folder` holds a config and safetensors."""
     if not (folder / "config.json").is_file():
+        if (folder / "adapter_config.json").is_file():
+            raise UserError(
+                f"{folder}: an adapter of PEFT, not a whole model; merge it: model = peft.AutoPeftModelForCausalLM."
+                f'from_pretrained("{folder}"); model.merge_and_unload().save_pretrained("merged"); and put its '
+                "tokenizer there"
+            )
         raise UserError(f"{folder}: no config.json, so no transformers model")
-    if not any(folder.glob("*.safetensors")):
+    if not weight_files(folder):
         raise UserError(f"{folder}: no .safetensors weights; pickles (.bin, .pt) are never loaded")
 
 
@@ -169,9 +176,14 @@ def _loading_errors(folder: Path, what: str) -> Iterator[None]:
         raise UserError(f"{folder}: {what}: {one_line_message(error)}") from error
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """The weights in a model folder, without a second copy in another format."""
+    return [path for path in folder.glob("*.safetensors") if not path.match(SECOND_COPY)]
+
+
 def weight_bytes(folder: Path) -> int:
     """Bytes on disk of the weights in a model folder."""
-    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    return sum(path.stat().st_size for path in weight_files(folder))
 
 
 def load_model_config(folder: Path) -> Any:
@@ -211,7 +223,7 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
 
 def model_fingerprint(folder: Path) -> dict[str, str]:
     """{file: sha256} of everything that decides what a model says: weights, config, tokenizer."""
-    hashed_files = [*folder.glob("*.safetensors"), folder / "config.json", *(folder / name for name in TOKENIZER_FILES)]
+    hashed_files = [*weight_files(folder), folder / "config.json", *(folder / name for name in TOKENIZER_FILES)]
     return {path.name: cached_file_sha256(path) for path in sorted(hashed_files) if path.is_file()}
 
 

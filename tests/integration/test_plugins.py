@@ -123,7 +123,7 @@ def test_a_plugin_that_fails_is_one_line(
 def test_a_missing_plugin_is_named(tmp_path: Path, tiny_teacher: Path, tiny_corpus: Path, tasks: Path) -> None:
     file = write_experiment(tmp_path, tiny_teacher, tiny_corpus, tasks)
     (tmp_path / "my_losses.py").unlink()
-    with pytest.raises(UserError, match=r"plugins: no file my_losses.py; paths are relative"):
+    with pytest.raises(UserError, match=r"plugins: my_losses.py: no such file or folder; a relative path is looked for"):
         Experiment.from_yaml(file)
 
 

@@ -20,7 +20,7 @@ ALLOWED: dict[str, set[str]] = {
     "generation": {"config", "data", "losses", "models", "utils"},
     "teachers": {"config", "data", "generation", "losses", "models", "utils"},  # each is built from the config by its own
     # file; one behind a server asks with the client that asks for text
-    "evaluation": {"config", "data", "models", "utils"},
+    "evaluation": {"assets", "config", "data", "models", "utils"},
     "profiling": {"config", "models", "utils"},
     "training": {"config", "data", "evaluation", "generation", "losses", "models", "teachers", "utils"},
     "analysis": {"config", "utils"},

@@ -5,6 +5,7 @@ import itertools
 import json
 import re
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
@@ -15,7 +16,7 @@ from distill_lit.cli.exit_codes import DONE
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.shipped import shipped_folder
 
-Line = tuple[str, str]
+Line = tuple[str, str | Callable[[], str]]  # name, and what is said of it or makes that
 
 
 def add_parser(commands: CommandParsers) -> None:
@@ -49,7 +50,12 @@ def run(options: argparse.Namespace, console: Console) -> int:
     lines = [(name, about) for name, about in lines if options.filter.lower() in name.lower()]
     width = max((len(name) for name, _ in lines), default=0)
     for name, about in lines:
-        console.print(f"{name:<{width}}  {about}", markup=False, highlight=False, soft_wrap=True)
+        console.print(
+            f"{name:<{width}}  {about if isinstance(about, str) else about()}",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
     return DONE
 
 
@@ -90,13 +96,15 @@ def _students() -> Iterable[Line]:
 
 
 def _tasks() -> Iterable[Line]:
-    from distill_lit.evaluation.task_names import TASK_GROUPS, load_task_index
+    from distill_lit.evaluation.task_names import IN_PACKAGES, TASK_GROUPS, describe_task_data, load_task_index
 
+    index = load_task_index()
     for name, members in TASK_GROUPS.items():
-        yield name, f"group of ours: {', '.join(members)}"
-    for name in sorted(load_task_index()):
+        without = [f"{member} {where}" for member in members if (where := describe_task_data(member, index)) != IN_PACKAGES]
+        yield name, "; ".join([f"group of ours: {', '.join(members)}", *without])
+    for name in sorted(index):
         if name not in TASK_GROUPS:
-            yield name, "lm-eval"
+            yield name, partial(describe_task_data, name, index)
 
 
 def _signals(records: Path) -> Iterable[Line]:

@@ -6,6 +6,7 @@ The names are those of lm-eval's own tasks. A training row that asks the same as
 so text made of the `train` splits holds no evaluation document; manifest.json counts them.
 """
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,18 +44,29 @@ def is_mirror_built() -> bool:
 def manifest() -> dict[str, Any]:
     """{"files": {"org/name/config/split": {rows, dropped, content}}}: rows kept, training rows left out because an
     evaluation document asks the same, and a hash of the rows."""
-    value: dict[str, Any] = read_json(mirror_root() / "manifest.json")
+    return _manifest_in(mirror_root())
+
+
+@functools.cache
+def _manifest_in(folder: Path) -> dict[str, Any]:
+    value: dict[str, Any] = read_json(folder / "manifest.json")
     return value
 
 
+def source_advice(dataset_source: str) -> str:
+    """What to do for data from another place, for the end of an error line."""
+    return f"set dataset_source: {dataset_source} (`distill-lit evaluate`: --dataset-source {dataset_source})"
+
+
 def files_of(repository: str, name: str | None = "default") -> dict[str, Path]:
-    """{split: parquet file} of one configuration of a repository; an empty `name` is its only or default one.
+    """{split: parquet file} of one configuration of a repository; `default` or none is its only one, or the one so called.
     Raises UserError when there is no such repository or configuration."""
     if repository not in REPOSITORIES:
         raise UserError(f"dataset {repository!r} is not in the benchmark packages{suggest(repository, REPOSITORIES)}")
     folder = mirror_root() / repository
     configurations = sorted(p.name for p in folder.iterdir() if p.is_dir())
-    config = name or (configurations[0] if len(configurations) == 1 else "default")
+    is_unnamed = name in (None, "", "default")
+    config = (configurations[0] if len(configurations) == 1 else "default") if is_unnamed else str(name)
     if config not in configurations:
         raise UserError(f"dataset {repository!r} has no configuration {name!r}{suggest(name or '', configurations)}")
     return {p.stem: p for p in sorted((folder / config).glob("*.parquet"))}

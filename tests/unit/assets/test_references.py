@@ -93,6 +93,8 @@ class Hub(BaseHTTPRequestHandler):
     def answer(self, body: bool) -> None:
         self.asked.append(self.path)
         path = self.path.split("?")[0]
+        if "/org/gated" in path or "/org/other" in path:
+            return self.refuse("GatedRepo" if "/org/gated" in path else "RepoNotFound")
         if path.startswith("/api/models/org/tiny/tree"):
             tree = [
                 {"type": "file", "path": file.name, "size": file.stat().st_size, "oid": "0"}
@@ -115,6 +117,12 @@ class Hub(BaseHTTPRequestHandler):
         self.end_headers()
         if body:
             self.wfile.write(content)
+
+    def refuse(self, reason: str) -> None:
+        self.send_response(403 if reason == "GatedRepo" else 404)
+        self.send_header("X-Error-Code", reason)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
 
     def log_message(self, *_: object) -> None:
         """Says nothing."""
@@ -152,13 +160,32 @@ def test_a_model_of_the_hub_is_fetched_and_then_opens_offline(hub: ThreadingHTTP
     assert len(hub.RequestHandlerClass.asked) == asked  # type: ignore[attr-defined]
 
 
-def test_a_model_that_the_hub_lacks_is_one_line(hub: ThreadingHTTPServer, tmp_path: Path) -> None:
-    code = (
-        "from distill_lit import assets; from distill_lit.utils.exceptions import UserError\n"
-        "try: assets.fetch('hf:org/other')\n"
-        "except UserError as error: print(error)"
-    )
-    place = {"HF_HOME": str(tmp_path), "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}"}
-    said = load_in_a_new_process(code, **place)
-    assert "'hf:org/other' cannot be fetched" in said.stdout, said.stderr
-    assert len(said.stdout.strip().splitlines()) == 1
+REFUSED = """
+from distill_lit import assets
+from distill_lit.data.hub_sources import HubSource, StreamSource
+from distill_lit.utils.exceptions import UserError
+for name in ("org/gated", "org/other"):
+    sources = HubSource(name, "", "train"), StreamSource(name, "", "train")
+    for ask in (lambda: assets.fetch(f"hf:{name}"), *(source.count for source in sources)):
+        try: ask()
+        except UserError as error: print(error)
+"""
+
+
+def test_what_the_hub_refuses_is_one_line_with_what_to_do(hub: ThreadingHTTPServer, tmp_path: Path) -> None:
+    """Models and corpora that are gated, unknown or private, by the hub's own answers, of which `datasets` keeps the
+    words alone."""
+    endpoint = f"http://127.0.0.1:{hub.server_port}"
+    said = load_in_a_new_process(REFUSED, HF_HOME=str(tmp_path), HF_ENDPOINT=endpoint)
+    log_in = "set HF_TOKEN or run `hf auth login`"
+    dataset = f"dataset 'org/gated' is gated: accept its terms on {endpoint}/datasets/org/gated, and {log_in}"
+    unknown = f"the hub has no dataset 'org/other'; if it is private, {log_in}"
+    assert said.stdout.splitlines() == [
+        "reference 'hf:org/gated' cannot be fetched: model 'org/gated' is gated: accept its terms on "
+        f"{endpoint}/org/gated, and {log_in}",
+        dataset,
+        dataset,
+        f"reference 'hf:org/other' cannot be fetched: the hub has no model 'org/other'; if it is private, {log_in}",
+        unknown,
+        unknown,
+    ], said.stderr

@@ -100,6 +100,7 @@ def test_unknown_names_are_refused_with_a_suggestion() -> None:
     with pytest.raises(UserError, match=r"no split 'train'.*choose from validation"):
         file_of("allenai/sciq", "default", "train")
     assert set(files_of("allenai/openbookqa", None)) == {"train", "validation", "test"}
+    assert files_of("allenai/openbookqa") == files_of("allenai/openbookqa", "main")
 
 
 def test_the_mirror_reads_as_a_dataset_repository() -> None:

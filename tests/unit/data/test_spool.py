@@ -145,7 +145,9 @@ def stream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, declared: int = 60, 
     (tmp_path / "shards").mkdir(exist_ok=True)
     for shard in range(3):
         parquet.write_table(pa.table({"text": texts(20, shard)}), tmp_path / f"shards/{shard}.parquet")
-    monkeypatch.setattr(datasets, "load_dataset_builder", lambda *_: Builder(tmp_path / "shards", declared, breaks_off))
+    monkeypatch.setattr(
+        datasets, "load_dataset_builder", lambda *_, **__: Builder(tmp_path / "shards", declared, breaks_off)
+    )
     return CorpusConfig(dataset="some/where", streaming=True, **options)
 
 
@@ -183,14 +185,14 @@ def test_streams_that_break(tmp_path: Path, tokenizer: Path, monkeypatch: pytest
 def test_a_shard_that_vanishes_while_it_is_read(tmp_path: Path, tokenizer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DISTILL_LIT_CACHE", str(tmp_path / "cache"))
     made = corpora(tmp_path / "text", (None, None, None))
-    shard, plain = tmp_path / "text/c/1.parquet", sources._read_rows
+    shard, plain = tmp_path / "text/c/1.parquet", sources.read_rows
 
     def read(path: Path, keep: Any) -> Any:
         if path.name == "0.parquet":
             shard.unlink()
         yield from plain(path, keep)
 
-    monkeypatch.setattr(sources, "_read_rows", read)
+    monkeypatch.setattr(sources, "read_rows", read)
     config = DataConfig(corpora=made, sequence_length=128)
     with pytest.raises(UserError, match=r"1.parquet was there and is gone; put it back, or start anew"):
         prepare_datasets(config, tokenizer, "pypi")
@@ -201,7 +203,7 @@ def test_a_shard_that_vanishes_while_it_is_read(tmp_path: Path, tokenizer: Path,
         if path.name == "0.parquet":
             parquet.write_table(pa.table({"text": texts(71, 3)}), shard)
 
-    monkeypatch.setattr(sources, "_read_rows", change)
+    monkeypatch.setattr(sources, "read_rows", change)
     del made["b"], made["a"]
     with pytest.raises(UserError, match=r"data.corpora: files have changed, come or gone while they were read; run again"):
         prepare_datasets(config, tokenizer, "pypi")

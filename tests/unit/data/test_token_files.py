@@ -251,7 +251,7 @@ def test_what_tokens_cannot_be_combined_with(tmp_path: Path, tokenizer: Path) ->
             DataConfig(corpora={"t": tokens}, validation={"t": tokens}),
             "data.validation.t: text to validate on is given as text",
         ),
-        (DataConfig(corpora={"t": CorpusConfig(path=str(path), text="{{ a }}")}), "have no columns for text or messages"),
+        (DataConfig(corpora={"t": CorpusConfig(path=str(path), text="{{ a }}")}), "have no columns for text; leave it out"),
         (DataConfig(corpora={"t": CorpusConfig(path=str(path), max_documents=3)}), "max_documents: .* set data.max_tokens"),
         (DataConfig(corpora={"t": CorpusConfig(path=str(tmp_path / "gone.bin"))}), "gone.bin: no such file"),
         (

