@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from distill_lit.analysis import scores as sc
-from distill_lit.analysis.answer import EQUIVALENT, HARMED, HELPED, MIXED, NOT_SHOWN, UNKNOWN
+from distill_lit.analysis.answer import EQUIVALENT, UNKNOWN
 from distill_lit.analysis.axis_tests import AxisTest
 from distill_lit.analysis.pareto import CLAIM_HOLDS, CLAIM_UNDECIDED, COST_AXES, efficiency_claims
 from distill_lit.analysis.score_table import MACRO_AVERAGE, find_baselines
@@ -25,12 +25,6 @@ from distill_lit.report.tables.score_notes import earned_bold
 from distill_lit.report.verdict import StudentVerdict, outcome
 
 MAX_NAMED = 4  # students that a sentence names; of more it gives the range
-ANSWERS = {
-    HARMED: "The teacher did not help",
-    EQUIVALENT: "The teacher made no difference",
-    MIXED: "The teacher helped some students and harmed others",
-    NOT_SHOWN: "The teacher did not measurably help",
-}
 
 
 def headline(scores: Scores, students: list[StudentVerdict], axes: Sequence[AxisTest] = ()) -> str:
@@ -45,11 +39,10 @@ def headline(scores: Scores, students: list[StudentVerdict], axes: Sequence[Axis
         return f"Whether the teacher helped is unknown: {_why_unknown(scores, students)}."
     sure = [student for student in known if student.is_significant]
     gained = [student for student in sure if student.delta.value > 0]
-    answer = ANSWERS.get(outcome(students), "The teacher helped")
-    if outcome(students) == HELPED and len(gained) < len(known):
-        answer += f" {len(gained)} of {len(known)} students"
     harmed = [student for student in sure if student.delta.value <= 0]
-    answer += ", it harmed" if len(harmed) == len(known) else ""
+    is_none = outcome(students) == EQUIVALENT
+    found = "made no difference" if is_none else helped_or_harmed(len(gained), len(harmed), len(known))
+    answer = f"The teacher {found}"
     parts = [_sure(part, len(known)) for part in (gained, harmed) if part]
     near = [student for student in known if student.is_significant_alone and not student.is_significant]
     open_ = [student for student in known if not student.is_significant and student not in near]
@@ -61,6 +54,17 @@ def headline(scores: Scores, students: list[StudentVerdict], axes: Sequence[Axis
     first = axis_clause(axes[0], scores.analysis.alpha) if len(axes) == 1 else ""
     answer = f"{first}, and {answer[0].lower()}{answer[1:]}" if first else answer
     return f"{answer}: against {_baseline_words(scores, known)}, distillation changed the score by {size}.{seeds}"
+
+
+def helped_or_harmed(helped: int, harmed: int, of: int) -> str:
+    """What the teacher did, of as many students with a significant difference each way, as in `helped 1 of 4 students`."""
+    if helped and harmed:
+        return f"helped {helped} and harmed {harmed} of {of} students"
+    if helped:
+        return "helped" if helped == of else f"helped {helped} of {of} students"
+    if harmed:
+        return "did not help, it harmed" + ("" if harmed == of else f" {harmed} of {of} students")
+    return "did not measurably help"
 
 
 def axis_clause(test: AxisTest, alpha: float) -> str:

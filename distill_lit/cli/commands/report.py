@@ -46,7 +46,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
     declared = load_experiment(folder / "plan.yaml", [], must_test=False).analysis.primary_endpoint
     if config.analysis.primary_endpoint != declared:
         raise UserError(
-            f"analysis.primary_endpoint: it was declared before the run, as {declared}; all others are in endpoints.csv"
+            f"analysis.primary_endpoint: it is declared in plan.yaml, as {declared}; all others are in endpoints.csv"
         )
     if not os.access(folder, os.W_OK):
         raise UserError(f"{folder} cannot be written to; copy it to a folder that can be, and draw its report there")

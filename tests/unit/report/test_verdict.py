@@ -11,6 +11,7 @@ from matplotlib.offsetbox import TextArea
 
 from distill_lit.analysis.answer import EQUIVALENT, HARMED, HELPED, MIXED, NOT_SHOWN, UNKNOWN, EndpointEffect
 from distill_lit.analysis.axis_tests import AxisTest, PairTest
+from distill_lit.analysis.declarations import Declaration
 from distill_lit.analysis.model_groups import ModelGroup, role_words
 from distill_lit.analysis.pareto import pareto_frontier
 from distill_lit.analysis.score_table import MACRO_AVERAGE
@@ -68,7 +69,8 @@ PUBLISHED = ((-2.9, -4.6, -1.2, 0.01), (0.2, -1.2, 1.6, 1.0), (-0.1, -1.4, 1.2, 
 
 def test_the_first_sentence_answers_by_how_much_how_surely_and_what_is_excluded(result: ReportBundle) -> None:
     assert headline(result.scores, effects(result, *PUBLISHED)) == (
-        "The teacher did not help: against the same student trained without it, distillation changed the score by "
+        "The teacher did not help, it harmed 1 of 4 students: against the same student trained without it, distillation "
+        "changed the score by "
         "−2.9 [−4.6, −1.2] points for d24 (significant, due to sciq, p = .010) and by −0.1 to +1.0 points for d18, d12 and "
         "d6 (not significant; gains above 2.2 are excluded)."
     )
@@ -82,7 +84,7 @@ def test_the_first_sentence_answers_by_how_much_how_surely_and_what_is_excluded(
     [
         ([(2, 1, 3, 0.0004), (3, 1, 5, 0.02)], HELPED, "The teacher helped: against"),
         ([(2, 1, 3, 0.01), (1, -1, 3, 0.9)], HELPED, "The teacher helped 1 of 2 students: against"),
-        ([(2, 1, 3, 0.01), (-2, -3, -1, 0.01)], MIXED, "The teacher helped some students and harmed others: against"),
+        ([(2, 1, 3, 0.01), (-2, -3, -1, 0.01)], MIXED, "The teacher helped 1 and harmed 1 of 2 students: against"),
         ([(-2, -3, -1, 0.01), (-3, -5, -1, 0.01)], HARMED, "The teacher did not help, it harmed: against"),
         ([(0.2, -4, 4.5, 1.0), (0.7, -3, 4.3, 1.0)], NOT_SHOWN, "gains above 4.5 are excluded"),
         (
@@ -413,9 +415,16 @@ def test_a_declared_endpoint_answers_first(result: ReportBundle) -> None:
     declared = replace(result.scores, analysis=replace(FAST, primary_endpoint="bits_per_byte"))
     text = primary_headline(declared, frame, result.students)
     assert text.startswith(
-        "By bits per byte (less is better), declared before the run, the teacher helped 1 of 4 students: against the same "
-        "student trained without it, −0.020 [−0.030, −0.010] for d24 (significant, p = .010), +0.010 [−0.010, +0.030] for "
+        "By bits per byte (less is better), the primary endpoint (when it was declared is not on record), the teacher "
+        "helped 1 of 4 students: against the same student trained without it, −0.020 [−0.030, −0.010] for d24 "
+        "(significant, p = .010), +0.010 [−0.010, +0.030] for "
     )
+    worse = frame.assign(ce_only_delta=0.02, ce_only_p_adjusted=0.01)
+    for runs_done, when in ((0, "before the run"), (2, "after 2 of 6 runs")):
+        found = primary_headline(declared, worse, result.students, Declaration("e", "2026-01-01", runs_done, 6))
+        assert found.startswith(
+            f"By bits per byte (less is better), declared {when}, the teacher did not help, it harmed: "
+        )
     assert primary_headline(result.scores, frame, result.students) == ""  # accuracy is declared
     said = endpoint_sentence(result.scores, frame.assign(is_primary=frame["endpoint"] == "accuracy"))
     assert said.startswith("Other endpoints (significant after Holm, of 4 students): ")
