@@ -151,7 +151,7 @@ def write_long_tail_files(folder: Path, result: ReportBundle, all_formats: bool 
     ce_only_label = f"{without}, on other data" if baseline_uses_other_data(scores) else without
     mark = " ".join(sample_limit_notes(scores))
     figures = {
-        "longtail.png": long_tail_figure(long_tail, mark, ce_only_label, tail_answer(scores, long_tail, ["rarity_answer"])),
+        "longtail.png": long_tail_figure(long_tail, mark, ce_only_label, tail_answer(scores, long_tail, 1)),
         "calibration.png": calibration_figure(scores, calibration_finding(scores, long_tail)),
     }
     drawn = [path for name, figure in figures.items() for path in _save_or_remove(figure, folder / name, all_formats)]

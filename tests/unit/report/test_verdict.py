@@ -24,7 +24,7 @@ from distill_lit.report.figures.calibration import calibration_figure
 from distill_lit.report.figures.long_tail import long_tail_figure
 from distill_lit.report.figures.pareto import pareto_figure, with_labels
 from distill_lit.report.figures.style import variant_numbers
-from distill_lit.report.loss_report import loss_report_frame, loss_report_markdown
+from distill_lit.report.loss_report import loss_report_frame, loss_report_markdown, tail_answer
 from distill_lit.report.loss_statement import larger_or_smaller
 from distill_lit.report.number_format import format_points
 from distill_lit.report.primary_endpoint import primary_headline
@@ -33,7 +33,7 @@ from distill_lit.report.tables.answer import leave_one_out_table, pair_table, ta
 from distill_lit.report.tables.endpoints import endpoint_sentence, endpoint_table
 from distill_lit.report.tables.footnotes import training_text_notes
 from distill_lit.report.tables.inference_cost import cost_table
-from distill_lit.report.tables.long_tail import calibration_table, flip_table
+from distill_lit.report.tables.long_tail import calibration_table, flip_table, with_adjusted_p
 from distill_lit.report.tables.score_notes import ties_note
 from distill_lit.report.tables.scores import score_table
 from distill_lit.report.verdict import StudentVerdict, _short_names, outcome, verdict_numbers
@@ -433,3 +433,60 @@ def test_a_declared_endpoint_answers_first(result: ReportBundle) -> None:
     assert table.columns[:3] == ["model", "bits per byte (less is better)", "above chance, points"]
     assert table.rows[0][1].text == "−0.020 [−0.030, −0.010]‡"
     assert [row[0].text for row in table.rows] == [student.label for student in result.students]
+
+
+def tail_of(result: ReportBundle, **columns: list[float]) -> str:
+    """The answer of the long tail where rare answers of four students have these numbers, and rare questions are undecided;
+    p values as adjusted."""
+    rows = []
+    for axis_name in ("rarity_question", "rarity_answer"):
+        for place, student in enumerate(result.students):
+            known = {"tail_loss": -0.05, "tail_loss_low": -0.2, "tail_loss_p_adjusted": 0.9, "student_change": -0.05}
+            known |= {"student_change_p_adjusted": 0.9, "teacher_change": 0.07, "excess": 0.0, "excess_p_adjusted": 0.9}
+            changes = {name: values[place] for name, values in columns.items()}
+            rows.append({"model": student.label, "axis": axis_name} | known | (changes if "answer" in axis_name else {}))
+    return tail_answer(result.scores, replace(result.long_tail, tail_contrasts=pd.DataFrame(rows)))
+
+
+UNDECIDED_QUESTIONS = (
+    " Whether rare questions lose more is undecided (an additional loss above 20.0 points is excluded for every student)."
+)
+LOSSES = {"tail_loss": [-0.144, -0.266, -0.281, -0.02], "tail_loss_p_adjusted": [0.01, 0.001, 0.001, 0.9]}
+LOSE_MORE = (
+    "14.4 to 28.1 points more on the rarest fifth than on the most common, significantly for 3 of 4 students; their own "
+)
+
+
+def test_the_long_tail_names_what_students_change_by_themselves(result: ReportBundle) -> None:
+    """A loss beside a teacher that is better on rare words is not yet a student that is worse there."""
+    own = {"student_change": [-0.074, -0.196, -0.212, 0.05], "student_change_p_adjusted": [0.2, 0.001, 0.001, 0.9]}
+    assert tail_of(result, **LOSSES, **own) == (
+        f"Rare answers lose more: {LOSE_MORE}scores change by −21.2 to −7.4 (significant for 2), the teacher's by +7.0; no "
+        f"more loss is shown than that of the student trained without the teacher.{UNDECIDED_QUESTIONS}"
+    )
+    own["student_change_p_adjusted"] = [0.2, 0.3, 0.3, 0.9]
+    assert tail_of(result, **LOSSES, **own).startswith(
+        f"Rare answers lose more beside the teacher: {LOSE_MORE}scores change by −21.2 to −7.4 (not significant), the "
+    )
+
+
+def test_only_a_negative_excess_is_a_loss_of_the_distillation(result: ReportBundle) -> None:
+    """The third student loses significantly less on rare answers than the same without teacher, the fourth is not counted:
+    its rare answers do not lose more."""
+    surely = {"excess_p_adjusted": [0.9, 0.01, 0.01, 0.01]}
+    one = tail_of(result, **LOSSES, **surely, excess=[-0.1, -0.1, 0.1, -0.1])
+    assert "; in 1 more and in 1 less than the student trained without the teacher loses. Whether" in one
+    less = tail_of(result, **LOSSES, **surely, excess=[0.1, 0.1, 0.1, 0.1])
+    assert "; in 2 less than the student trained without the teacher loses. Whether" in less
+    gain = tail_of(result, tail_loss=[0.1] * 4, tail_loss_p_adjusted=[0.01] * 4)
+    assert gain.startswith("Rare answers lose less in 4 of 4 students. ")
+
+
+def test_the_axis_on_which_students_are_worse_themselves_comes_first(result: ReportBundle) -> None:
+    contrasts = with_adjusted_p(result.long_tail.tail_contrasts)
+    worse = {"tail_loss": -0.2, "tail_loss_p_adjusted": 0.01, "student_change": -0.2, "teacher_change": 0.05}
+    first = {}
+    for surer in ("rarity_question", "rarity_answer"):
+        rows = contrasts.assign(**worse, student_change_p_adjusted=np.where(contrasts["axis"] == surer, 0.01, 0.9))
+        first[surer] = tail_answer(result.scores, replace(result.long_tail, tail_contrasts=rows), 1)[:25]
+    assert first == {"rarity_question": "Rare questions lose more:", "rarity_answer": "Rare answers lose more: 2"}
