@@ -376,6 +376,19 @@ def test_losses_per_token_of_two_vocabularies_are_not_compared(tmp_path: Path) -
     assert "held-out" not in " ".join(found.verdict)
 
 
+def test_a_teacher_that_was_not_asked_has_no_other_vocabulary(tmp_path: Path) -> None:
+    folder = build(tmp_path, documents=10, students={"deep": 0.8})
+    pd.read_csv(folder / "runs.csv").assign(val_kl=np.nan).to_csv(folder / "runs.csv", index=False)
+    said = {}
+    for source in ("none", "online"):
+        (folder / "plan.yaml").write_text(f"teacher: {{source: {source}}}\n")
+        found = build_report_bundle(folder, FAST, "name")
+        said[source] = score_table(found.scores, found.score_frame, "").footnotes[-1]
+    reason = ": no teacher is asked in training (source: none), so there is no KL to it either."
+    assert said["none"] == f"The teacher's own loss on the corpus is not in these records{reason}"
+    assert said["online"] == "The teacher's own loss on the corpus is not in these records."
+
+
 def test_every_task_is_left_out_once(result: ReportBundle) -> None:
     """Δ of the average without a task is the mean of the differences above chance on the others."""
     table = leave_one_out_table(result.scores, result.answer)
