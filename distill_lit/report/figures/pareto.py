@@ -151,7 +151,7 @@ def _series(axes: Any, frame: pd.DataFrame, variants: dict[str, int], role_label
                 obstacles += segment_boxes(a, b, log_x=True)
         obstacles += [(a, b - c, a, b + d) for a, b, c, d in zip(x, y, *bars, strict=True)]
         words = series_rows["model"].iloc[0] if role in NAMED_ROLES else role_labels[role]
-        text = f"{words} ({variant})" if variant else words
+        text = f"{words} ({variant})" if variant and role not in NAMED_ROLES else words
         # dark, for the colors of markers are too light to be read
         labels.append(
             (escape_mathtext(text), TEXT_COLOR, None if role == "teacher" else style, list(zip(x, y, strict=True)))

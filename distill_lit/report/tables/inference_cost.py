@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from distill_lit.analysis.inference_cost import MEASURED
-from distill_lit.analysis.model_groups import NAMED_ROLES, ModelGroup, group_cost
+from distill_lit.analysis.model_groups import REFERENCE_ROLES, ModelGroup, group_cost
 from distill_lit.analysis.scores import Scores
 from distill_lit.report.formats.table import Table, TableCell
 from distill_lit.report.number_format import MISSING_VALUE, format_bytes, format_count, format_number
@@ -64,7 +64,7 @@ def _shapes(scores: Scores) -> dict[str, list[ModelGroup]]:
     for group in scores.groups:
         if group.models:
             costs = tuple(f"{group_cost(group, scores.results, axis):.6g}" for axis in RUNNING_COSTS)
-            own = group.label if group.role in NAMED_ROLES else group.student
+            own = group.label if group.role in REFERENCE_ROLES else group.student
             shapes.setdefault((own, costs), []).append(group)
     students, label = [own for own, _ in shapes], scores.results.display.label
     return {

@@ -39,6 +39,7 @@ from distill_lit.report.number_format import (
 from distill_lit.report.render import write_score_tables
 from distill_lit.report.tables.footnotes import evaluation_footnotes
 from distill_lit.report.tables.hypotheses import describe_outcome
+from distill_lit.report.tables.inference_cost import cost_table
 from distill_lit.report.tables.score_notes import earned_bold
 from distill_lit.report.tables.scores import score_table, with_training_flops
 
@@ -253,6 +254,32 @@ def test_a_student_without_teacher_that_read_other_data_is_called_so(tmp_path: P
         assert ("deep without teacher (other data)" in labels) == is_other
         assert ("the same student trained without it on other data, distillation changed" in result.headline) == is_other
         assert "the same student trained without it" in result.headline
+
+
+def test_earlier_stages_do_not_compete_and_say_their_depth(tmp_path: Path) -> None:
+    """A student of 15 layers, cut to 22 first, with and without teacher: the larger model on the way is no winner."""
+    folder = build(tmp_path, documents=200, students={"d15": 1.2, "early": 0.1}, tail_logit_loss=0.0)
+    runs = pd.read_csv(folder / "runs.csv")
+    is_early = (runs["student"] == "early") & (runs["role"] != "untrained")
+    runs = runs[is_early | (runs["student"] != "early")]
+    runs.loc[runs["student"] == "d15", "num_layers"] = 15
+    runs.loc[is_early, ["student", "num_layers"]] = ["d15_after_d22", 22]
+    runs.loc[runs["model"] == "early-distilled-0", "role"] = "derived"
+    runs.to_csv(folder / "runs.csv", index=False)
+    result = build_report_bundle(folder, FAST, "name")
+    roles = {group.label: group.role for group in result.scores.groups}
+    assert roles["d15_after_d22 without teacher (22 layers)"] == roles["d15_after_d22 (22 layers)"] == "derived"
+    assert (roles["d15 without teacher"], roles["d15 distilled"]) == ("ce_only", "distilled")
+    macro = result.score_frame[result.score_frame["task"] == MACRO_AVERAGE].set_index("model")
+    assert macro["score"].drop("teacher").idxmax() in (
+        "d15_after_d22 without teacher (22 layers)",
+        "d15_after_d22 (22 layers)",
+    )
+    assert not macro.loc[macro["role"] == "derived", "best"].any()
+    assert [row[0].text for row in cost_table(result.scores).rows] == ["teacher", "d15_after_d22", "d15"]
+    runs.loc[runs["student"] == "d15_after_d22", "num_layers"] = 15  # as after a warm-up
+    runs.to_csv(folder / "runs.csv", index=False)
+    assert "d15_after_d22" in [group.label for group in groups_of(load_results(folder))]
 
 
 def test_without_a_distilled_student_nothing_is_judged(tmp_path: Path) -> None:
