@@ -35,8 +35,8 @@ def loss_statement(scores: Scores, score_frame: pd.DataFrame, long_tail: LongTai
         _slices(long_tail, label),
     ]
     deployer = [_confidence(long_tail, label), _coverage(long_tail, label)]
-    tasks = tasks_in_words(scores, scores.tasks)
-    limits = f"Measured on {tasks} only; text it writes, other languages and safety were not measured."
+    tasks = tasks_in_words(scores, [scores.tasks[t] for t in scores.averaged])
+    limits = f"Measured on {tasks} only; text it writes, other languages and safety were not measured." if tasks else ""
     return [" ".join(s for s in part if s) for part in (sentences, deployer, [limits]) if any(part)]
 
 
