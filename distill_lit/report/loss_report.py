@@ -96,7 +96,7 @@ def _axis_answer(scores: Scores, rows: pd.DataFrame, axis: str) -> str:
     if len(more) < len(sure):
         counts = {"more": len(more), "less": len(sure) - len(more)}
         ways = " and ".join(f"{way} in {number}" for way, number in counts.items() if number)
-        return f"{words.capitalize()} lose {ways} of {len(rows)} students."
+        return f"{words.capitalize()} lose {f'{ways} of {len(rows)} students' if len(rows) > 1 else 'less'}."
     sizes = sorted(-more["tail_loss"])
     size = " to ".join(dict.fromkeys(format_points(size) for size in (sizes[0], sizes[-1])))
     who = "" if len(rows) == 1 else f", significantly for {len(more)} of {len(rows)} students"

@@ -129,7 +129,7 @@ def _sure(students: list[StudentVerdict], of: int) -> str:
     if len(students) > MAX_NAMED:
         highest = max(student.p for student in students)
         size = _range([student.delta.value for student in students])
-        return f"{size} points for {len(students)} students (significant, {p_in_words(highest)})"
+        return f"{size} points for {len(students)} students (significant, {p_in_words(highest).replace('=', '≤')})"
     return join_words([f"{_value(student)}{_for([student], of)} ({_certainty(student)})" for student in students])
 
 
@@ -246,7 +246,8 @@ def _no_help(taught: list[StudentVerdict]) -> str:
 
 def _losses_without_teacher(students: list[StudentVerdict]) -> str:
     losses = list(dict.fromkeys(format_number(student.ce_only_loss, 2) for student in students))
-    shown = join_words(losses) if len(losses) <= MAX_NAMED else f"{min(losses)} to {max(losses)}"
+    ends = [format_number(end(student.ce_only_loss for student in students), 2) for end in (min, max)]
+    shown = join_words(losses) if len(losses) <= MAX_NAMED else " to ".join(ends)
     return f"that of the student{'s' if len(losses) > 1 else ''} trained without it {shown}"
 
 

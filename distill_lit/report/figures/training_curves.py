@@ -69,7 +69,8 @@ def curves_finding(scores: Scores) -> str:
         if lower.all() or not lower.any():
             ours, without = (_extent(values[:, side]) for side in (0, 1))
             parts.append(f"{less if lower.all() else more} ({ours} nats; without it {without})")
-    return f"With the teacher students end {join_words(parts)}" if parts else ""
+    who = "the student ends" if len(known) == 1 else "students end"
+    return f"With the teacher {who} {join_words(parts)}" if parts else ""
 
 
 def _extent(values: Any) -> str:

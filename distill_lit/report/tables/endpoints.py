@@ -49,7 +49,8 @@ def endpoint_sentence(scores: Scores, frame: pd.DataFrame) -> str:
         shown = ", ".join(f"{number} {word}" for word, number in counts.items() if number) or "none"
         parts.append(f"{_endpoint_name(found.iloc[0])} {shown}")
     of = rows["model"].nunique()
-    return f"Other endpoints (significant after Holm, of {of} students): {'; '.join(parts)}." if parts else ""
+    students = f"{of} student{'s' if of > 1 else ''}"
+    return f"Other endpoints (significant after Holm, of {students}): {'; '.join(parts)}." if parts else ""
 
 
 def primary_first(frame: pd.DataFrame) -> pd.DataFrame:

@@ -25,7 +25,7 @@ from distill_lit.report.figures.long_tail import long_tail_figure
 from distill_lit.report.figures.pareto import pareto_figure, with_labels
 from distill_lit.report.figures.style import variant_numbers
 from distill_lit.report.loss_report import loss_report_frame, loss_report_markdown, tail_answer
-from distill_lit.report.loss_statement import larger_or_smaller
+from distill_lit.report.loss_statement import larger_or_smaller, loss_statement
 from distill_lit.report.number_format import format_points
 from distill_lit.report.primary_endpoint import primary_headline
 from distill_lit.report.summary import finding, headline, verdict
@@ -175,6 +175,31 @@ def test_the_teachers_own_loss_on_the_text_says_whom_it_cannot_help(result: Repo
         "trained without it 3.27 and 3.74: it cannot help inside this corpus; the teacher of d12 and d6 has a loss of 2.92 "
         "nats per token, that of the students trained without it 4.55 and 5.56." in text
     )
+
+
+def test_the_range_of_many_losses_is_one_of_numbers(result: ReportBundle) -> None:
+    """As texts, 10.02 would come before 9.50."""
+    losses = (9.5, 9.6, 10.02, 9.7, 9.8)
+    five = [*result.students, replace(result.students[0], label="fifth")]
+    chosen = [replace(e, teacher_loss=3.8, ce_only_loss=loss) for e, loss in zip(five, losses, strict=True)]
+    text = " ".join(verdict(result.scores, result.score_frame, chosen))
+    assert "that of the students trained without it 9.50 to 10.02" in text
+
+
+def test_bits_that_are_not_known_are_not_said(result: ReportBundle) -> None:
+    label = result.students[0].label
+    known = result.long_tail.calibration.assign(excess_bits_per_byte=0.25, cvar_bits_per_byte=1.5, ece_all=0.05)
+    said = {}
+    for unknown in ((), ("cvar_bits_per_byte",), ("excess_bits_per_byte", "cvar_bits_per_byte")):
+        tail = replace(result.long_tail, calibration=known.assign(**dict.fromkeys(unknown, np.nan)))
+        said[unknown] = loss_statement(result.scores, result.score_frame, tail, label)[1]
+    assert said.pop(()).startswith(
+        "The right answer costs 0.25 bits per byte more than under the teacher, in the worst tenth of documents 1.50 bits "
+        "per byte more. Calibration error"
+    )
+    some, none = said.values()
+    assert some.startswith("The right answer costs 0.25 bits per byte more than under the teacher. Calibration error")
+    assert none.startswith("Calibration error")
 
 
 def test_several_teachers_of_one_student_are_told_in_one_breath(result: ReportBundle) -> None:
@@ -442,6 +467,8 @@ def test_a_declared_endpoint_answers_first(result: ReportBundle) -> None:
     said = endpoint_sentence(result.scores, frame.assign(is_primary=frame["endpoint"] == "accuracy"))
     assert said.startswith("Other endpoints (significant after Holm, of 4 students): ")
     assert said.endswith("bits per byte 1 better.")
+    alone = frame[frame["model"] == result.students[0].label].assign(is_primary=False)
+    assert endpoint_sentence(result.scores, alone).startswith("Other endpoints (significant after Holm, of 1 student): ")
     table = endpoint_table(result.scores, frame)
     assert table.columns[:3] == ["model", "bits per byte (less is better)", "above chance, points"]
     assert table.rows[0][1].text == "−0.020 [−0.030, −0.010]‡"
