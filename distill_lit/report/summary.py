@@ -160,10 +160,10 @@ def _not_significant(students: list[StudentVerdict], of: int) -> str:
 
 
 def _exclusion(gain: float, unit: str = "") -> str:
-    """Which gains are excluded, by a one-sided test."""
+    """Which gains are excluded: those above the interval that is shown."""
     if not gain < 1:  # more than there is, or unknown
         return "there are too few documents to exclude any gain"
-    return "a one-sided test excludes any gain" if gain < 0 else f"gains above {format_points(gain)}{unit} are excluded"
+    return "any gain is excluded" if gain < 0 else f"gains above {format_points(gain)}{unit} are excluded"
 
 
 def _size_of(students: list[StudentVerdict]) -> str:

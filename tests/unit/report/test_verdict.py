@@ -386,7 +386,7 @@ def test_gains_that_are_more_than_there_is_are_not_excluded(result: ReportBundle
     )
     assert finding(effects(result, (0.0, -2, 2.1, 1.0))).endswith("(gains above 2.1 points are excluded)")
     below = [replace(student, excluded_gain=-0.001) for student in effects(result, (-2.0, -4.1, 0.1, 0.06))]
-    assert headline(result.scores, below).endswith("(not significant; a one-sided test excludes any gain).")
+    assert headline(result.scores, below).endswith("(not significant; any gain is excluded).")
 
 
 def test_losses_per_token_of_two_vocabularies_are_not_compared(tmp_path: Path) -> None:
