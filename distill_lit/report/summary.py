@@ -216,7 +216,7 @@ def _are_equals(frame: pd.DataFrame, students: list[StudentVerdict]) -> bool:
 
 
 def _text(students: list[StudentVerdict]) -> str:
-    """Each teacher's own loss on the training text, that of the students without it, and whether it can help there."""
+    """Each teacher's own loss on the training text, that of the students without it, and whether it fits the text."""
     known = [e for e in students if np.isfinite(e.teacher_loss) and np.isfinite(e.ce_only_loss)]
     by_teacher: dict[str, list[StudentVerdict]] = {}
     for student in known:
@@ -229,19 +229,23 @@ def _text(students: list[StudentVerdict]) -> str:
         whose = (
             f"teachers of {join_words([student.name for student in known])} have losses of {join_words(list(by_teacher))}"
         )
-        return f"On held-out training text the {whose} nats per token, {_losses_without_teacher(known)}{_no_help(known)}."
+        losses = f"{_losses_without_teacher(known)}{_little_to_learn(known)}"
+        return f"On held-out training text the {whose} nats per token, {losses}."
     sentences = []
     for loss, taught in by_teacher.items():
         whose = f"teacher of {join_words([student.name for student in taught])} has a loss of"
         whose = whose if len(by_teacher) > 1 else "teacher's own loss is"
-        sentences.append(f"{whose} {loss} nats per token, {_losses_without_teacher(taught)}{_no_help(taught)}")
+        sentences.append(f"{whose} {loss} nats per token, {_losses_without_teacher(taught)}{_little_to_learn(taught)}")
     return f"On held-out training text the {'; the '.join(sentences)}." if sentences else ""
 
 
-def _no_help(taught: list[StudentVerdict]) -> str:
+def _little_to_learn(taught: list[StudentVerdict]) -> str:
     worse = [student for student in taught if student.teacher_is_worse_on_the_text]
-    whom = "" if len(worse) == len(taught) else f" {join_words([student.name for student in worse])}"
-    return f": it cannot help{whom} inside this corpus" if worse else ""
+    whom = "" if len(worse) == len(taught) else f" for {join_words([student.name for student in worse])}"
+    found = (
+        "the teacher fits this text no better than the student trained without it, so little is to be learnt from it there"
+    )
+    return f":{whom} {found}" if worse else ""
 
 
 def _losses_without_teacher(students: list[StudentVerdict]) -> str:
