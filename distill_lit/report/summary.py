@@ -288,18 +288,29 @@ def why_no_average(scores: Scores, g: int) -> str:
     return f"{scores.groups[g].label} has no result on {tasks_in_words(scores, lacking)}" if lacking else ""
 
 
-def finding(students: list[StudentVerdict]) -> str:
-    """The answer as the title of a figure: what was found, in a line."""
+def finding(students: list[StudentVerdict], declared: str = "") -> str:
+    """The answer as the title of a figure of scores above chance: what was found, in a line. declared: the endpoint that
+    decides in their place."""
     known = [student for student in students if student.is_known]
     if not known:
         return ""
+    found = _found(known)
+    return f"By score above chance (declared: {declared}), {found[0].lower()}{found[1:]}" if declared else found
+
+
+def _found(known: list[StudentVerdict]) -> str:
     sure = [student for student in known if student.is_significant]
-    if not sure:
+    near = [student for student in known if student.is_significant_alone]
+    if not sure and not near:
         best = max(student.excluded_gain for student in known)
         return f"The teacher adds nothing measurable ({_exclusion(best, ' points')})"
-    if len(sure) > MAX_NAMED:
-        size = _range([student.delta.value for student in sure])
-        return f"With the teacher {size} points, significant for {len(sure)} of {len(known)} students"
-    parts = [f"{format_points(student.delta.value, signed=True)} points{_for([student], len(known))}" for student in sure]
+    named = sure or near
+    if len(named) > MAX_NAMED:
+        size = f"{_range([student.delta.value for student in named])} points"
+        certainty = "" if sure else " before correction"
+        return f"With the teacher {size}, significant{certainty} for {len(named)} of {len(known)} students"
+    parts = [f"{format_points(student.delta.value, signed=True)} points{_for([student], len(known))}" for student in named]
     rest = "; no other difference is significant" if len(sure) < len(known) else ""
+    if not sure:
+        rest = f", not significant after correction for {len(known)} comparisons" if len(known) > 1 else ", not significant"
     return f"With the teacher {join_words(parts)}{rest}"

@@ -390,6 +390,10 @@ def test_gains_that_are_more_than_there_is_are_not_excluded(result: ReportBundle
         "The teacher adds nothing measurable (there are too few documents to exclude any gain)"
     )
     assert finding(effects(result, (0.0, -2, 2.1, 1.0))).endswith("(gains above 2.1 points are excluded)")
+    assert finding(effects(result, (0.0, -2, 2.1, 1.0)), "bits per byte") == (
+        "By score above chance (declared: bits per byte), the teacher adds nothing measurable (gains above 2.1 points are "
+        "excluded)"
+    )
     below = [replace(student, excluded_gain=-0.001) for student in effects(result, (-2.0, -4.1, 0.1, 0.06))]
     assert headline(result.scores, below).endswith("(not significant; any gain is excluded).")
 
@@ -417,6 +421,13 @@ def test_a_teacher_that_was_not_asked_has_no_other_vocabulary(tmp_path: Path) ->
     reason = ": no teacher is asked in training (source: none), so there is no KL to it either."
     assert said["none"] == f"The teacher's own loss on the corpus is not in these records{reason}"
     assert said["online"] == "The teacher's own loss on the corpus is not in these records."
+
+
+def test_a_title_does_not_hide_what_only_the_correction_made_insignificant(result: ReportBundle) -> None:
+    chosen = effects(result, (-2.9, -4.9, -0.9, 0.068), (0.2, -0.9, 1.4, 1.0), (-0.1, -1.2, 0.9, 1.0), (1.0, 0.1, 2.0, 0.1))
+    assert finding(chosen) == (
+        "With the teacher −2.9 points for d24 and +1.0 points for d6, not significant after correction for 4 comparisons"
+    )
 
 
 def test_every_task_is_left_out_once(result: ReportBundle) -> None:
