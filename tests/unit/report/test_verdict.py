@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from helpers.synthetic_results import build
-from matplotlib.offsetbox import TextArea
 
 from distill_lit.analysis.answer import EQUIVALENT, HARMED, HELPED, MIXED, NOT_SHOWN, UNKNOWN, EndpointEffect
 from distill_lit.analysis.axis_tests import AxisTest, PairTest
@@ -346,7 +345,7 @@ def test_labels_reach_sentences_tables_and_figures(tmp_path: Path) -> None:
     assert set(frame["student"]) == {"", "18 layers", "6 layers"} and "teacher" not in set(frame["model"])
     named = variant_numbers(scores.groups), "", role_words(ReportConfig(labels=labels))
     figure = pareto_figure({"parameters": frame}, 0.9, 0.95, "", *named)
-    assert {"alone", "taught"} <= {area.get_text() for area in figure.findobj(TextArea)}
+    assert {"alone", "taught"} <= {text.get_text() for text in figure.legends[0].get_texts()}
 
 
 def test_values_of_an_axis_go_by_their_labels(tmp_path: Path) -> None:
