@@ -376,7 +376,7 @@ def simulation_rows(repeats: int) -> list[tuple[str, str, float]]:
          passage_errors(rng, repeats, 60, 4, True)),
         ("… the same, passages ignored: called different", "too much", passage_errors(rng, repeats, 60, 4, False)),
         ("Smallest detectable difference, n = 400: found", ".80", detectable_power(rng, repeats, 400)),
-        ("Equivalence within 5 points, n = 1000, true difference 5: said", "≤ .05",
+        ("Equivalence within 5 points, n = 1000, true difference 5: said", "≤ .025",
          equivalence_errors(rng, repeats, 1000, 0.05, 0.05)),
         ("… true difference 0: said", "power", equivalence_errors(rng, repeats, 1000, 0.05, 0.0)),
         ("Gated Holm, 4 chains of 3, one step in two true: any false call", "≤ .05", gated_errors(rng, repeats)),

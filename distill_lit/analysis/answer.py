@@ -52,7 +52,7 @@ class TeacherEffect:
     seeds.
 
     model, baseline: labels of the two groups. covers_seeds: whether p and interval are of documents and seeds, or of
-    documents alone. p_adjusted: over all declared comparisons, see `score_frame`. excludes: gains and losses by TOST.
+    documents alone. p_adjusted: over all declared comparisons, see `score_frame`. excludes: what the interval does.
     detectable: the smallest difference that is found with 80% power after correction. outcome: HELPED or HARMED where
     p_adjusted is significant, EQUIVALENT where a difference of `excludes.margin` is excluded both ways, else NOT_SHOWN.
     carried_by: the tasks without any one of which a significant difference is no longer one.

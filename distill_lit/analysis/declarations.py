@@ -1,4 +1,4 @@
-"""When each hypothesis of an experiment was declared: how many of its runs were done by then."""
+"""When each hypothesis of an experiment, and its primary endpoint, was declared: how many of its runs were done by then."""
 
 import datetime
 import hashlib
@@ -13,7 +13,7 @@ from distill_lit.config.loading import to_dict
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import read_json, write_json
 
-DECLARATIONS_FILE = "hypotheses.json"  # beside the runs and in the results, {digest of a hypothesis: its declaration}
+DECLARATIONS_FILE = "hypotheses.json"  # beside the runs and in the results, {digest of what is declared: its declaration}
 BEFORE, AFTER = "before the run", "after the run"
 
 
@@ -35,6 +35,29 @@ def hypothesis_digest(hypothesis: HypothesisConfig, analysis: AnalysisConfig) ->
     rule = {"endpoint": endpoint_of(hypothesis, analysis), "margin": margin}
     text = json.dumps({**to_dict(hypothesis), **rule, "paper": ""}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def declared_names(hypotheses: Mapping[str, HypothesisConfig], analysis: AnalysisConfig) -> dict[str, str]:
+    """{digest: name} of all that an experiment declares: its hypotheses, and an endpoint that is not the default one."""
+    names = {hypothesis_digest(one, analysis): name for name, one in hypotheses.items()}
+    if analysis.primary_endpoint != AnalysisConfig().primary_endpoint:
+        names[_endpoint_digest(analysis)] = "primary_endpoint"
+    return names
+
+
+def _endpoint_digest(analysis: AnalysisConfig) -> str:
+    return f"primary_endpoint={analysis.primary_endpoint}"
+
+
+def endpoint_declaration(
+    known: Mapping[str, Declaration], hypotheses: Mapping[str, HypothesisConfig], analysis: AnalysisConfig
+) -> Declaration | None:
+    """The first record of the primary endpoint: its own, or that of a hypothesis whose rule it is part of. None without
+    one, as in older results."""
+    digests = [_endpoint_digest(analysis)]
+    digests += [hypothesis_digest(one, analysis) for one in hypotheses.values() if not one.endpoint]
+    found = [known[digest] for digest in digests if digest in known]
+    return min(found, key=lambda one: one.runs_done, default=None)
 
 
 def read_declarations(folder: Path) -> dict[str, Declaration]:
@@ -59,13 +82,12 @@ def _check_types(declarations: Iterable[Declaration]) -> None:
 def declare(
     folder: Path, hypotheses: Mapping[str, HypothesisConfig], analysis: AnalysisConfig, runs_done: int, runs: int
 ) -> dict[str, Declaration]:
-    """Notes the hypotheses that the folder does not know yet as declared now; returns all that it knows. One that was
-    changed is another one."""
+    """Notes what the folder does not know yet of `declared_names` as declared now; returns all that it knows. A hypothesis
+    that was changed is another one."""
     known = read_declarations(folder)
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
-    found = {
-        hypothesis_digest(one, analysis): Declaration(name, today, runs_done, runs) for name, one in hypotheses.items()
-    }
+    names = declared_names(hypotheses, analysis)
+    found = {digest: Declaration(name, today, runs_done, runs) for digest, name in names.items()}
     if found.keys() - known.keys():
         known = found | known
         write_json(folder / DECLARATIONS_FILE, {digest: one._asdict() for digest, one in known.items()})

@@ -149,7 +149,9 @@ def _stratum_delta(name: str, strata: AxisStrata, s: int, g: int | None) -> dict
     if n < MIN_INTERVAL_DOCUMENTS:
         low = high = np.nan
     elif low == high:  # no answer differs
-        reach = st.rule_of_three(n, strata.scores.analysis.confidence_level)
+        chance = [strata.scores.responses.tasks[t].chance.mean() for t in strata.tasks_with([s])]
+        above_chance = float(np.mean([1 / (1 - share) for share in chance]))  # points that one right answer is worth
+        reach = above_chance * st.rule_of_three(n, strata.scores.analysis.confidence_level)
         low, high = low - reach, high + reach
     return {name: found.value, f"{name}_low": low, f"{name}_high": high}
 

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from distill_lit.analysis.results import ROLES, Results
+from distill_lit.config.derivation import STAGE_MODEL
 from distill_lit.config.grid_points import shortest_names
 from distill_lit.config.report import ReportConfig
 from distill_lit.config.schema import GRID_VALUE_SEPARATOR
@@ -29,7 +30,7 @@ NON_VARIANT_AXES = ("grid.student", "grid.seed")  # columns of their own
 class ModelGroup:
     """One row of a table. `models` holds the ids that have records; `num_planned` counts all its runs."""
 
-    role: str
+    role: str  # derived for earlier stages of students, with and without teacher
     student: str
     grid_point: tuple[tuple[str, str], ...]  # grid key: value
     models: tuple[str, ...]
@@ -54,6 +55,7 @@ def groups_of(results: Results) -> list[ModelGroup]:
     short = short_axis_names(runs)
     axes = [axis for axis in short if axis not in NON_VARIANT_AXES]
     size = runs.groupby("student")["parameters"].max() if "parameters" in runs else pd.Series(dtype=float)
+    depths = _stage_depths(runs)
     found: dict[tuple, list[int]] = {}
     for row in runs.index:
         point = tuple((a, str(runs.at[row, a])) for a in axes if pd.notna(runs.at[row, a]))
@@ -67,6 +69,7 @@ def groups_of(results: Results) -> list[ModelGroup]:
             key,
             short,
             key[0] == "ce_only" and _trained_on_other_data(runs.loc[rows], distilled_data.get(key[1])),
+            depths.get(key[1]),
         )
         for key, rows in found.items()
     ]
@@ -115,7 +118,24 @@ def _trained_on_other_data(rows: pd.DataFrame, distilled_fingerprints: set[str] 
     return bool(distilled_data) and "" not in data | distilled_data and not data & distilled_data
 
 
-def _group(results: Results, rows: pd.DataFrame, key: tuple, short: dict[str, str], other_data: bool) -> ModelGroup:
+def _stage_depths(runs: pd.DataFrame) -> dict[str, str]:
+    """{earlier stage of a student: `22 layers`, or empty where it has as many as the student in the end}."""
+    distilled = set(runs.loc[runs["role"] == "distilled", "student"])
+    students = set(runs.loc[runs["role"].isin(["untrained", "ce_only", "distilled"]), "student"])
+    layers = runs.groupby("student")["num_layers"].max() if "num_layers" in runs else pd.Series(dtype=float)
+    found = {}
+    for name in set(runs["student"]) - distilled:
+        ends = [student for student in students if name.startswith(STAGE_MODEL.format(student=student, stage=""))]
+        for student in ends:
+            depth = layers.get(name, np.nan)
+            found[name] = f"{depth:.0f} layers" if np.isfinite(depth) and depth != layers[student] else ""
+    return found
+
+
+def _group(
+    results: Results, rows: pd.DataFrame, key: tuple, short: dict[str, str], other_data: bool, depth: str | None
+) -> ModelGroup:
+    """depth: of an earlier stage, in words or empty; None for all other models."""
     role, student, point = key
     models = tuple(m for m in rows["model"] if m in results.records)
     seeds = rows.loc[rows["model"].isin(models), "seed"].tolist() if "seed" in rows else []
@@ -126,10 +146,10 @@ def _group(results: Results, rows: pd.DataFrame, key: tuple, short: dict[str, st
         )
     )
     named = [describe_grid_value(results.display, short[axis], axis, value) for axis, value in point]
-    variant = ", ".join([*named, *(["other data"] if other_data else [])])
+    variant = ", ".join([*named, *(["other data"] if other_data else []), *([depth] if depth else [])])
     known = tuple(int(s) for s in seeds if s == s)
     return ModelGroup(
-        role=role,
+        role=role if depth is None else "derived",
         student=student,
         grid_point=point,
         models=models,

@@ -1,5 +1,5 @@
-"""Can the teacher help inside the training text? Not where the student without it predicts that text better than the
-teacher."""
+"""Does the teacher predict the training text better than the student without it? Where it does not, little is to be learnt
+from it there: what it adds beside the labels is no better a guide to that text, though it may regularize."""
 
 from typing import Any
 
@@ -18,9 +18,9 @@ def teacher_ceiling_frame(scores: Scores) -> pd.DataFrame:
     """One row for each distilled group and the same student without teacher, validated on the same text.
 
     Columns: model, student, variant, num_seeds; teacher_nll, student_nll, ce_only_nll: cross-entropy on the held-out rows,
-    nats per token, means over seeds; ce_only_nll_std over seeds, NaN for one; can_help: whether the teacher predicts this
-    text better than the student without it. Empty where none of it was logged, as in experiments without such a student, or
-    where the two have different vocabularies (no KL): losses per token do not compare then.
+    nats per token, means over seeds; ce_only_nll_std over seeds, NaN for one; fits_better: whether the teacher predicts
+    this text better than the student without it. Empty where none of it was logged, as in experiments without such a
+    student, or where the two have different vocabularies (no KL): losses per token do not compare then.
     """
     rows: list[dict[str, Any]] = []
     for g, group in enumerate(scores.groups):
@@ -38,7 +38,7 @@ def teacher_ceiling_frame(scores: Scores) -> pd.DataFrame:
             "teacher_nll": float(own["teacher_nll"].mean()), "student_nll": float(own["nll"].mean()),
             "ce_only_nll": float(alone["nll"].mean()),
             "ce_only_nll_std": float(alone["nll"].std(ddof=1)) if len(alone) > 1 else np.nan,
-            "can_help": bool(own["teacher_nll"].mean() < alone["nll"].mean()),
+            "fits_better": bool(own["teacher_nll"].mean() < alone["nll"].mean()),
         })  # fmt: skip
     return pd.DataFrame(rows)
 

@@ -46,6 +46,7 @@ MODEL_KEYS = ("student", "seed", "stages", *SECTIONS, *STUDENT_KEYS)
 STAGE_KEYS = (*SECTIONS, *(key for key in STUDENT_KEYS if key not in ("from", "config")))
 FULL_PRECISION, QUANTIZE_STAGE = "full_precision", "quantize"  # stages of a student with `quantize` alone
 KEPT_OF_THE_OBJECTIVE = ("chunk_size", "memory_budget", "compile")  # they say how it is computed, not what it is
+STAGE_MODEL = "{student}_after_{stage}"  # what a student is called after a stage that is not its last
 ChangeReference = Callable[[str, str], str]  # (key, reference) → another reference
 
 
@@ -94,7 +95,7 @@ def derive_stages(config: ExperimentConfig) -> dict[str, Recipe]:
     specs = _stage_changes(config)
     if not specs:
         return {student: Recipe(config)}
-    names = {stage: f"{student}_after_{stage}" for stage in specs} | {list(specs)[-1]: student}
+    names = {stage: STAGE_MODEL.format(student=student, stage=stage) for stage in specs} | {list(specs)[-1]: student}
     last_trained = [stage for stage, spec in specs.items() if "quantize" not in spec][-1:]
     recipes: dict[str, Recipe] = {}
     previous = ""

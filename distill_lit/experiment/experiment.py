@@ -266,11 +266,12 @@ class Experiment:
         return outcome.failed | outcome.left
 
     def declare_hypotheses(self) -> "dict[str, Declaration]":
-        """Notes those that are new beside the runs, with how many of these are done; all that were ever declared."""
-        from distill_lit.analysis.declarations import declare
+        """Notes those that are new, and the primary endpoint, beside the runs, with how many of these are done; all that
+        were ever declared."""
+        from distill_lit.analysis.declarations import declare, declared_names
         from distill_lit.experiment.completion import is_run_built, is_run_complete
 
-        if not self.config.hypotheses:
+        if not declared_names(self.config.hypotheses, self.config.analysis):
             return {}
         folders = [(run, self.folder_of(run)) for run in self.models]  # a model is done though it is asked other tasks now
         done = sum(is_run_built(run, folder) or is_run_complete(run, folder) for run, folder in folders)

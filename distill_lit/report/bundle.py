@@ -9,7 +9,12 @@ from pathlib import Path
 import pandas as pd
 
 from distill_lit.analysis.answer import Answer, answer
-from distill_lit.analysis.declarations import describe_declaration, hypothesis_digest, read_declarations
+from distill_lit.analysis.declarations import (
+    describe_declaration,
+    endpoint_declaration,
+    hypothesis_digest,
+    read_declarations,
+)
 from distill_lit.analysis.endpoints import ACCURACY, endpoint_frame
 from distill_lit.analysis.generation import WrittenAnswers, generation_frame, written_answers
 from distill_lit.analysis.hypotheses import run_hypothesis_tests
@@ -116,7 +121,8 @@ def build_report_bundle(
     students = student_verdicts(scores, frame, found)
     sentences = [headline(scores, students, found.axes), *verdict(scores, frame, students, found.axes)]
     if analysis.primary_endpoint != ACCURACY:
-        sentences.insert(0, primary_headline(scores, endpoint_frame(scores, frame), students))
+        declared = endpoint_declaration(read_declarations(folder), hypotheses or {}, analysis)
+        sentences.insert(0, primary_headline(scores, endpoint_frame(scores, frame), students, declared))
     tests = declared_tests(folder, scores, hypotheses or {})
     stated = [hypothesis_sentence(tests)] if tests else []
     tail = analyze_long_tail(scores)

@@ -16,9 +16,16 @@ from distill_lit.report.formats.markdown_table import (
     markdown_paragraphs,
     to_markdown,
 )
-from distill_lit.report.number_format import format_count, format_number, format_points
+from distill_lit.report.number_format import format_count, format_number, format_points, join_words
 from distill_lit.report.tables.footnotes import excluded_task_notes, sample_limit_notes
-from distill_lit.report.tables.long_tail import KEY_AXES, slice_table, stratum_fraction, tail_table, with_adjusted_p
+from distill_lit.report.tables.long_tail import (
+    KEY_AXES,
+    baseline_uses_other_data,
+    slice_table,
+    stratum_fraction,
+    tail_table,
+    with_adjusted_p,
+)
 
 NUM_LOST_EXAMPLES = 5  # lost documents shown per slice
 MAX_EXAMPLE_PROMPT_CHARS = 300
@@ -57,20 +64,27 @@ def loss_report_markdown(
     return "\n".join(lines)
 
 
-def tail_answer(scores: Scores, long_tail: LongTail, axes: Sequence[str] = tuple(KEY_AXES)) -> str:
-    """Whether rare answers, and rare questions, lose more than common ones, and whether that is the distillation's."""
+def tail_answer(scores: Scores, long_tail: LongTail, num_axes: int = len(KEY_AXES)) -> str:
+    """Whether rare answers, and rare questions, lose more than common ones, by the students' own scores and beside the same
+    students without teacher. num_axes: how many of the two; first one on which students themselves are worse."""
     contrasts = with_adjusted_p(long_tail.tail_contrasts)
     if contrasts.empty:
         return ""
-    sentences = [_axis_answer(scores, contrasts[contrasts["axis"] == axis], axis) for axis in axes]
-    known = [sentence for sentence in sentences if sentence]
-    return " ".join(known) or "There are too few documents to tell whether rare words lose more."
+    of_axis = {axis: contrasts[contrasts["axis"] == axis] for axis in KEY_AXES}
+    known = {axis: rows[rows["tail_loss"].notna()] for axis, rows in of_axis.items() if "tail_loss" in rows}
+    order = sorted(known, key=lambda axis: not _are_worse_themselves(scores, known[axis]))
+    sentences = [_axis_answer(scores, known[axis], axis) for axis in order if len(known[axis])]
+    return " ".join(sentences[:num_axes]) or "There are too few documents to tell whether rare words lose more."
+
+
+def _are_worse_themselves(scores: Scores, rows: pd.DataFrame) -> bool:
+    """Whether a student that loses more on the rare end is worse there by its own score too."""
+    q = scores.analysis.false_discovery_rate
+    sure = (rows["tail_loss"] < 0) & (rows["tail_loss_p_adjusted"] <= q) & (rows["student_change_p_adjusted"] <= q)
+    return bool((sure & (rows["student_change"] < 0)).any())
 
 
 def _axis_answer(scores: Scores, rows: pd.DataFrame, axis: str) -> str:
-    rows = rows[rows["tail_loss"].notna()] if "tail_loss" in rows else rows.iloc[:0]
-    if rows.empty:
-        return ""
     q, end, words = scores.analysis.false_discovery_rate, stratum_fraction(scores), KEY_AXES[axis]
     sure = rows[rows["tail_loss_p_adjusted"] <= q]
     if sure.empty:
@@ -80,16 +94,39 @@ def _axis_answer(scores: Scores, rows: pd.DataFrame, axis: str) -> str:
         )
     more = sure[sure["tail_loss"] < 0]
     if len(more) < len(sure):
-        return f"{words.capitalize()} lose more in {len(more)} and less in {len(sure) - len(more)} of {len(rows)} students."
+        counts = {"more": len(more), "less": len(sure) - len(more)}
+        ways = " and ".join(f"{way} in {number}" for way, number in counts.items() if number)
+        return f"{words.capitalize()} lose {f'{ways} of {len(rows)} students' if len(rows) > 1 else 'less'}."
     sizes = sorted(-more["tail_loss"])
     size = " to ".join(dict.fromkeys(format_points(size) for size in (sizes[0], sizes[-1])))
     who = "" if len(rows) == 1 else f", significantly for {len(more)} of {len(rows)} students"
-    text = f"{words.capitalize()} lose more: {size} points more on the rarest {end} than on the most common{who}"
-    if "excess_p_adjusted" not in more or more["excess"].isna().all():
-        return f"{text}."
-    own = int((more["excess_p_adjusted"] <= q).sum())
-    cause = "the student trained without the teacher loses as much" if not own else f"in {own} it is the distillation's"
-    return f"{text}; {cause}."
+    found = "lose more" if _are_worse_themselves(scores, rows) else "lose more beside the teacher"
+    text = f"{words.capitalize()} {found}: {size} points more on the rarest {end} than on the most common{who}"
+    parts = [text, _own_changes(scores, more, len(rows)), _beside_the_student_without_teacher(scores, more, len(rows))]
+    return f"{'; '.join(part for part in parts if part)}."
+
+
+def _own_changes(scores: Scores, rows: pd.DataFrame, of: int) -> str:
+    """What students and teacher change by from the most common words to the rarest, each alone: a loss beside a teacher
+    that is better on rare words is no worse student. of: how many students there are."""
+    sure = int((rows["student_change_p_adjusted"] <= scores.analysis.false_discovery_rate).sum())
+    known = "not significant" if not sure else "significant" if sure == len(rows) else f"significant for {sure}"
+    own = rows["student_change"]
+    size = " to ".join(dict.fromkeys(format_points(value, signed=True) for value in (own.min(), own.max())))
+    whose = "its own score changes" if of == 1 else "their own scores change"
+    return f"{whose} by {size} ({known}), the teacher's by {format_points(rows['teacher_change'].iloc[0], signed=True)}"
+
+
+def _beside_the_student_without_teacher(scores: Scores, rows: pd.DataFrame, of: int) -> str:
+    """Where rare words lose more, whether they lose more still than those of the same student without teacher; that no
+    excess is significant does not mean that there is none. of: how many students there are."""
+    if "excess_p_adjusted" not in rows or rows["excess"].isna().all():
+        return ""
+    sure = rows[rows["excess_p_adjusted"] <= scores.analysis.false_discovery_rate]
+    counts = {"more": int((sure["excess"] < 0).sum()), "less": int((sure["excess"] > 0).sum())}
+    ways = join_words([f"in {number} {way}" if of > 1 else way for way, number in counts.items() if number])
+    whom = f"the student trained without the teacher{' on other data' if baseline_uses_other_data(scores) else ''}"
+    return f"{ways} than {whom} loses" if ways else f"no more loss is shown than that of {whom}"
 
 
 def slice_examples(scores: Scores, long_tail: LongTail, model: str) -> list[tuple[str, list[str]]]:

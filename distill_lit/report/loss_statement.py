@@ -35,8 +35,8 @@ def loss_statement(scores: Scores, score_frame: pd.DataFrame, long_tail: LongTai
         _slices(long_tail, label),
     ]
     deployer = [_confidence(long_tail, label), _coverage(long_tail, label)]
-    tasks = tasks_in_words(scores, scores.tasks)
-    limits = f"Measured on {tasks} only; text it writes, other languages and safety were not measured."
+    tasks = tasks_in_words(scores, [scores.tasks[t] for t in scores.averaged])
+    limits = f"Measured on {tasks} only; text it writes, other languages and safety were not measured." if tasks else ""
     return [" ".join(s for s in part if s) for part in (sentences, deployer, [limits]) if any(part)]
 
 
@@ -135,13 +135,19 @@ def _confidence(report: LongTail, label: str) -> str:
         return ""
     row, teacher = rows.iloc[0], report.calibration[report.calibration["model"] == "teacher"].iloc[0]
     tail = f" ({format_points(row['ece_tail'])} on the rarest questions)" if pd.notna(row.get("ece_tail")) else ""
-    mean, worst = (_more_or_less(row[f"{name}_bits_per_byte"]) for name in ("excess", "cvar"))
     error = format_with_interval(row["ece_all"], row["ece_low"], row["ece_high"])
     return (
-        f"The right answer costs {mean} than under the teacher, in the worst tenth of documents {worst}. "
-        f"Calibration error (ECE, {CONFIDENCE_SOURCE}): {error} points{tail}; teacher "
-        f"{format_points(teacher['ece_all'])}."
+        f"{_cost_of_right_answers(row['excess_bits_per_byte'], row['cvar_bits_per_byte'])}Calibration error (ECE, "
+        f"{CONFIDENCE_SOURCE}): {error} points{tail}; teacher {format_points(teacher['ece_all'])}."
     )
+
+
+def _cost_of_right_answers(mean: float, worst: float) -> str:
+    """Bits per byte beside the teacher's; empty where records have none."""
+    if pd.isna(mean):
+        return ""
+    tenth = "" if pd.isna(worst) else f", in the worst tenth of documents {_more_or_less(worst)}"
+    return f"The right answer costs {_more_or_less(mean)} than under the teacher{tenth}. "
 
 
 def _more_or_less(value: float) -> str:

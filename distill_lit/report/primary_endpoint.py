@@ -1,23 +1,26 @@
-"""The endpoint that was declared before the run: it stays the same, and the answer by one that is not accuracy."""
+"""The declared endpoint: it stays the same, and the answer by one that is not accuracy."""
 
 from pathlib import Path
 
 import pandas as pd
 import yaml
 
+from distill_lit.analysis.declarations import Declaration, describe_declaration
 from distill_lit.analysis.endpoints import ACCURACY
 from distill_lit.analysis.scores import Scores
 from distill_lit.config.evaluation import AnalysisConfig
 from distill_lit.report.number_format import join_words, p_in_words
-from distill_lit.report.summary import MAX_NAMED
+from distill_lit.report.summary import MAX_NAMED, helped_or_harmed
 from distill_lit.report.tables.endpoints import endpoint_title, format_change, primary_first
 from distill_lit.report.verdict import StudentVerdict
 from distill_lit.utils.exceptions import UserError
 
 
-def primary_headline(scores: Scores, frame: pd.DataFrame, students: list[StudentVerdict]) -> str:
+def primary_headline(
+    scores: Scores, frame: pd.DataFrame, students: list[StudentVerdict], declared: Declaration | None = None
+) -> str:
     """Whether the teacher helped by the declared endpoint; empty where that is accuracy, or has no result. frame:
-    `endpoint_frame`."""
+    `endpoint_frame`; declared: the first record of it."""
     if scores.analysis.primary_endpoint == ACCURACY or not len(frame):
         return ""
     names = {student.label: student.name for student in students}
@@ -33,17 +36,15 @@ def primary_headline(scores: Scores, frame: pd.DataFrame, students: list[Student
         for (_, row), is_sure in zip(rows.iterrows(), sure, strict=True)
     ]
     shown = join_words(parts) if len(parts) <= MAX_NAMED else _range(rows, int(sure.sum()))
-    answer = _answer(int((sure & better).sum()), int((sure & ~better).sum()), len(rows))
-    what = f"By {endpoint_title(rows.iloc[0])}, declared before the run, the teacher {answer}"
+    answer = helped_or_harmed(int((sure & better).sum()), int((sure & ~better).sum()), len(rows))
+    what = f"By {endpoint_title(rows.iloc[0])}, {_when(declared)}, the teacher {answer}"
     return f"{what}: against the same student trained without it, {shown}."
 
 
-def _answer(helped: int, harmed: int, of: int) -> str:
-    if helped and harmed:
-        return f"helped {helped} and harmed {harmed} of {of} students"
-    if helped:
-        return "helped" if helped == of else f"helped {helped} of {of} students"
-    return "did not help" if harmed else "did not measurably help"
+def _when(declared: Declaration | None) -> str:
+    if declared is None:
+        return "the primary endpoint (when it was declared is not on record)"
+    return f"declared {describe_declaration(declared)}"
 
 
 def _range(rows: pd.DataFrame, sure: int) -> str:

@@ -33,7 +33,7 @@ from distill_lit.report.loss_report import loss_report_frame, loss_report_markdo
 from distill_lit.report.loss_statement import calibration_finding
 from distill_lit.report.paper.pivot import write_pivot_files
 from distill_lit.report.summary import finding
-from distill_lit.report.tables.endpoints import endpoint_sentence, endpoint_table
+from distill_lit.report.tables.endpoints import endpoint_name, endpoint_sentence, endpoint_table
 from distill_lit.report.tables.footnotes import sample_limit_notes
 from distill_lit.report.tables.generation import generation_table, variance_table
 from distill_lit.report.tables.hypotheses import hypothesis_table
@@ -130,7 +130,9 @@ def write_pareto_files(folder: Path, result: ReportBundle, all_formats: bool = F
     have the same) and .csv (against every cost axis)."""
     analysis, groups = result.scores.analysis, result.scores.groups
     frames = result.frontiers
-    mark, title = " ".join(sample_limit_notes(result.scores)), finding(result.students)
+    declared = result.endpoint_frame.query("is_primary and endpoint != @ACCURACY")
+    title = finding(result.students, endpoint_name(declared.iloc[0]) if len(declared) else "")
+    mark = " ".join(sample_limit_notes(result.scores))
     display, levels = result.scores.results.display, (analysis.claim_min_quality, analysis.confidence_level)
     shown = {axis: with_labels(frame, display) for axis, frame in frames.items()}
     first = next(iter(shown.values()))
@@ -151,7 +153,7 @@ def write_long_tail_files(folder: Path, result: ReportBundle, all_formats: bool 
     ce_only_label = f"{without}, on other data" if baseline_uses_other_data(scores) else without
     mark = " ".join(sample_limit_notes(scores))
     figures = {
-        "longtail.png": long_tail_figure(long_tail, mark, ce_only_label, tail_answer(scores, long_tail, ["rarity_answer"])),
+        "longtail.png": long_tail_figure(long_tail, mark, ce_only_label, tail_answer(scores, long_tail, 1)),
         "calibration.png": calibration_figure(scores, calibration_finding(scores, long_tail)),
     }
     drawn = [path for name, figure in figures.items() for path in _save_or_remove(figure, folder / name, all_formats)]

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from distill_lit.analysis import scores as sc
-from distill_lit.analysis.answer import EQUIVALENT, HARMED, HELPED, MIXED, NOT_SHOWN, UNKNOWN
+from distill_lit.analysis.answer import EQUIVALENT, UNKNOWN
 from distill_lit.analysis.axis_tests import AxisTest
 from distill_lit.analysis.pareto import CLAIM_HOLDS, CLAIM_UNDECIDED, COST_AXES, efficiency_claims
 from distill_lit.analysis.score_table import MACRO_AVERAGE, find_baselines
@@ -25,12 +25,6 @@ from distill_lit.report.tables.score_notes import earned_bold
 from distill_lit.report.verdict import StudentVerdict, outcome
 
 MAX_NAMED = 4  # students that a sentence names; of more it gives the range
-ANSWERS = {
-    HARMED: "The teacher did not help",
-    EQUIVALENT: "The teacher made no difference",
-    MIXED: "The teacher helped some students and harmed others",
-    NOT_SHOWN: "The teacher did not measurably help",
-}
 
 
 def headline(scores: Scores, students: list[StudentVerdict], axes: Sequence[AxisTest] = ()) -> str:
@@ -45,11 +39,10 @@ def headline(scores: Scores, students: list[StudentVerdict], axes: Sequence[Axis
         return f"Whether the teacher helped is unknown: {_why_unknown(scores, students)}."
     sure = [student for student in known if student.is_significant]
     gained = [student for student in sure if student.delta.value > 0]
-    answer = ANSWERS.get(outcome(students), "The teacher helped")
-    if outcome(students) == HELPED and len(gained) < len(known):
-        answer += f" {len(gained)} of {len(known)} students"
     harmed = [student for student in sure if student.delta.value <= 0]
-    answer += ", it harmed" if len(harmed) == len(known) else ""
+    is_none = outcome(students) == EQUIVALENT
+    found = "made no difference" if is_none else helped_or_harmed(len(gained), len(harmed), len(known))
+    answer = f"The teacher {found}"
     parts = [_sure(part, len(known)) for part in (gained, harmed) if part]
     near = [student for student in known if student.is_significant_alone and not student.is_significant]
     open_ = [student for student in known if not student.is_significant and student not in near]
@@ -61,6 +54,17 @@ def headline(scores: Scores, students: list[StudentVerdict], axes: Sequence[Axis
     first = axis_clause(axes[0], scores.analysis.alpha) if len(axes) == 1 else ""
     answer = f"{first}, and {answer[0].lower()}{answer[1:]}" if first else answer
     return f"{answer}: against {_baseline_words(scores, known)}, distillation changed the score by {size}.{seeds}"
+
+
+def helped_or_harmed(helped: int, harmed: int, of: int) -> str:
+    """What the teacher did, of as many students with a significant difference each way, as in `helped 1 of 4 students`."""
+    if helped and harmed:
+        return f"helped {helped} and harmed {harmed} of {of} students"
+    if helped:
+        return "helped" if helped == of else f"helped {helped} of {of} students"
+    if harmed:
+        return "did not help, it harmed" + ("" if harmed == of else f" {harmed} of {of} students")
+    return "did not measurably help"
 
 
 def axis_clause(test: AxisTest, alpha: float) -> str:
@@ -125,7 +129,7 @@ def _sure(students: list[StudentVerdict], of: int) -> str:
     if len(students) > MAX_NAMED:
         highest = max(student.p for student in students)
         size = _range([student.delta.value for student in students])
-        return f"{size} points for {len(students)} students (significant, {p_in_words(highest)})"
+        return f"{size} points for {len(students)} students (significant, {p_in_words(highest).replace('=', '≤')})"
     return join_words([f"{_value(student)}{_for([student], of)} ({_certainty(student)})" for student in students])
 
 
@@ -156,10 +160,10 @@ def _not_significant(students: list[StudentVerdict], of: int) -> str:
 
 
 def _exclusion(gain: float, unit: str = "") -> str:
-    """Which gains are excluded, by a one-sided test."""
+    """Which gains are excluded: those above the interval that is shown."""
     if not gain < 1:  # more than there is, or unknown
         return "there are too few documents to exclude any gain"
-    return "a one-sided test excludes any gain" if gain < 0 else f"gains above {format_points(gain)}{unit} are excluded"
+    return "any gain is excluded" if gain < 0 else f"gains above {format_points(gain)}{unit} are excluded"
 
 
 def _size_of(students: list[StudentVerdict]) -> str:
@@ -212,7 +216,7 @@ def _are_equals(frame: pd.DataFrame, students: list[StudentVerdict]) -> bool:
 
 
 def _text(students: list[StudentVerdict]) -> str:
-    """Each teacher's own loss on the training text, that of the students without it, and whether it can help there."""
+    """Each teacher's own loss on the training text, that of the students without it, and whether it fits the text."""
     known = [e for e in students if np.isfinite(e.teacher_loss) and np.isfinite(e.ce_only_loss)]
     by_teacher: dict[str, list[StudentVerdict]] = {}
     for student in known:
@@ -225,24 +229,29 @@ def _text(students: list[StudentVerdict]) -> str:
         whose = (
             f"teachers of {join_words([student.name for student in known])} have losses of {join_words(list(by_teacher))}"
         )
-        return f"On held-out training text the {whose} nats per token, {_losses_without_teacher(known)}{_no_help(known)}."
+        losses = f"{_losses_without_teacher(known)}{_little_to_learn(known)}"
+        return f"On held-out training text the {whose} nats per token, {losses}."
     sentences = []
     for loss, taught in by_teacher.items():
         whose = f"teacher of {join_words([student.name for student in taught])} has a loss of"
         whose = whose if len(by_teacher) > 1 else "teacher's own loss is"
-        sentences.append(f"{whose} {loss} nats per token, {_losses_without_teacher(taught)}{_no_help(taught)}")
+        sentences.append(f"{whose} {loss} nats per token, {_losses_without_teacher(taught)}{_little_to_learn(taught)}")
     return f"On held-out training text the {'; the '.join(sentences)}." if sentences else ""
 
 
-def _no_help(taught: list[StudentVerdict]) -> str:
+def _little_to_learn(taught: list[StudentVerdict]) -> str:
     worse = [student for student in taught if student.teacher_is_worse_on_the_text]
-    whom = "" if len(worse) == len(taught) else f" {join_words([student.name for student in worse])}"
-    return f": it cannot help{whom} inside this corpus" if worse else ""
+    whom = "" if len(worse) == len(taught) else f" for {join_words([student.name for student in worse])}"
+    found = (
+        "the teacher fits this text no better than the student trained without it, so little is to be learnt from it there"
+    )
+    return f":{whom} {found}" if worse else ""
 
 
 def _losses_without_teacher(students: list[StudentVerdict]) -> str:
     losses = list(dict.fromkeys(format_number(student.ce_only_loss, 2) for student in students))
-    shown = join_words(losses) if len(losses) <= MAX_NAMED else f"{min(losses)} to {max(losses)}"
+    ends = [format_number(end(student.ce_only_loss for student in students), 2) for end in (min, max)]
+    shown = join_words(losses) if len(losses) <= MAX_NAMED else " to ".join(ends)
     return f"that of the student{'s' if len(losses) > 1 else ''} trained without it {shown}"
 
 
@@ -279,18 +288,29 @@ def why_no_average(scores: Scores, g: int) -> str:
     return f"{scores.groups[g].label} has no result on {tasks_in_words(scores, lacking)}" if lacking else ""
 
 
-def finding(students: list[StudentVerdict]) -> str:
-    """The answer as the title of a figure: what was found, in a line."""
+def finding(students: list[StudentVerdict], declared: str = "") -> str:
+    """The answer as the title of a figure of scores above chance: what was found, in a line. declared: the endpoint that
+    decides in their place."""
     known = [student for student in students if student.is_known]
     if not known:
         return ""
+    found = _found(known)
+    return f"By score above chance (declared: {declared}), {found[0].lower()}{found[1:]}" if declared else found
+
+
+def _found(known: list[StudentVerdict]) -> str:
     sure = [student for student in known if student.is_significant]
-    if not sure:
+    near = [student for student in known if student.is_significant_alone]
+    if not sure and not near:
         best = max(student.excluded_gain for student in known)
         return f"The teacher adds nothing measurable ({_exclusion(best, ' points')})"
-    if len(sure) > MAX_NAMED:
-        size = _range([student.delta.value for student in sure])
-        return f"With the teacher {size} points, significant for {len(sure)} of {len(known)} students"
-    parts = [f"{format_points(student.delta.value, signed=True)} points{_for([student], len(known))}" for student in sure]
+    named = sure or near
+    if len(named) > MAX_NAMED:
+        size = f"{_range([student.delta.value for student in named])} points"
+        certainty = "" if sure else " before correction"
+        return f"With the teacher {size}, significant{certainty} for {len(named)} of {len(known)} students"
+    parts = [f"{format_points(student.delta.value, signed=True)} points{_for([student], len(known))}" for student in named]
     rest = "; no other difference is significant" if len(sure) < len(known) else ""
+    if not sure:
+        rest = f", not significant after correction for {len(known)} comparisons" if len(known) > 1 else ", not significant"
     return f"With the teacher {join_words(parts)}{rest}"

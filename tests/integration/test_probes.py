@@ -247,7 +247,7 @@ def test_labels_are_those_of_probes_too(finished: Path) -> None:
     shown = build_report_bundle(
         finished, analysis, "probed", display=ReportConfig(labels={"one": "1 layer", "stories": "Tales"})
     )
-    assert shown.headline.startswith("By probes, bits per byte (less is better), declared before the run, the teacher ")
+    assert shown.headline.startswith("By probes, bits per byte (less is better), the primary endpoint (when ")
     table = probe_table(shown.scores, shown.endpoint_frame)
     assert [row[0].text for row in table.rows][1:] == [
         "1 layer before training",
@@ -292,7 +292,7 @@ def test_another_primary_endpoint_afterwards_is_refused(finished: Path, capsys: 
     with pytest.raises(SystemExit) as ended:
         main(["report", str(finished), "analysis.primary_endpoint=margin"])
     assert ended.value.code == 2
-    assert "declared before the run, as probe_bits_per_byte" in " ".join(capsys.readouterr().err.split())
+    assert "it is declared in plan.yaml, as probe_bits_per_byte" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.usefixtures("own_store")

@@ -197,6 +197,12 @@ def test_break_even_by_hand(tmp_path: Path) -> None:
     assert by_role["distilled"] == pytest.approx(spent / saved)
     assert by_role["ce_only"] < by_role["distilled"]
     assert np.isnan(by_role["teacher"])
+    behind = scores.results.runs["role"].map({"distilled": 5 * spent, "untrained": spent})  # as of a corrected teacher
+    scores.results.runs["pipeline_training_flops"] = behind
+    paid = {group.role: break_even(scores, group) for group in scores.groups}
+    assert paid["distilled"] == pytest.approx(5 * spent / saved)
+    assert paid["ce_only"] == by_role["ce_only"]  # made from no other model
+    assert np.isnan(paid["untrained"])
 
 
 def test_peak_memory_sees_what_was_there_and_forgets_it() -> None:

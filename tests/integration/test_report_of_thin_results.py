@@ -107,6 +107,7 @@ def test_a_task_at_chance_is_flagged_and_left_out_of_the_average(tmp_path: Path)
     assert f"Of the {counted['teacher_correct'].sum()} documents its teacher answers correctly" in " ".join(
         result.loss_statements["deep distilled"]
     )
+    assert result.loss_statements["deep distilled"][-1].startswith("Measured on arc_easy, hellaswag and sciq only; ")
     tasks = result.long_tail.task_flips.set_index(["model", "task"])
     assert tasks.loc[("deep distilled", "piqa"), "verdict"] == "teacher at chance"
     assert np.isnan(tasks.loc[("deep distilled", "piqa"), "p_adjusted"])

@@ -27,7 +27,7 @@ from distill_lit.config.evaluation import AnalysisConfig
 from distill_lit.report.bundle import ReportBundle, build_report_bundle
 from distill_lit.report.figures.calibration import calibration_figure
 from distill_lit.report.figures.long_tail import long_tail_figure
-from distill_lit.report.figures.pareto import _deduplicate_untrained, pareto_figure
+from distill_lit.report.figures.pareto import _ticks, deduplicate_untrained, pareto_figure
 from distill_lit.report.figures.ranking import is_crowded, ranking_figure
 from distill_lit.report.figures.style import GREY, ROLE_STYLE, line_styles, role_style, variant_numbers
 from distill_lit.report.figures.training_curves import curves_figure
@@ -376,7 +376,22 @@ def test_students_before_training_that_are_equal_are_one_point() -> None:
     """They differ in the text they would read, which they have not read."""
     scores = [("untrained", 0.3, "a"), ("untrained", 0.3, "b"), ("untrained", 0.4, "c"), ("distilled", 0.3, "a")]
     frame = pd.DataFrame(scores, columns=["role", "score", "variant"]).assign(student="deep", cost=1.0)
-    assert list(_deduplicate_untrained(frame)["variant"]) == ["", "c", "a"]
+    assert list(deduplicate_untrained(frame)["variant"]) == ["", "c", "a"]
+
+
+def test_models_of_one_cost_share_a_tick_and_those_that_look_alike_are_ranked() -> None:
+    """Bytes and seconds are written as such; two students of one size and role would be the same marker twice."""
+    rows = [("teacher", "teacher", "", 538e6), ("corrected", "derived", "", 538e6), ("a", "distilled", "a", 221e6)]
+    frame = pd.DataFrame(rows, columns=["model", "role", "student", "cost"]).assign(variant="", score=0.3)
+    assert _ticks(frame, "bytes") == {221e6: "a\n221 MB", 538e6: "teacher\ncorrected\n538 MB"}
+    assert list(_ticks(frame.assign(cost=[0.0211, 0.0251, 0.0251]), "decode_s_per_token").values()) == [
+        "teacher\n21.1 ms", "corrected\na\n25.1 ms"
+    ]  # fmt: skip
+    assert not is_crowded(frame)
+    second = frame.iloc[[2]].assign(student="b")
+    assert is_crowded(pd.concat([frame, second]))
+    assert not is_crowded(pd.concat([frame, second.assign(variant="v")]))  # another color
+    assert is_crowded(pd.concat([frame, second.assign(role="ce_only"), second.assign(role="ce_only", variant="v")]))
 
 
 LIMITED = "Limited to 100 / 300 documents per task, drawn at random (seed 1234): not the full evaluation."
@@ -408,16 +423,13 @@ def placed(result: ReportBundle) -> Any:
 
 
 def test_a_variant_has_one_colour_in_all_figures(variants: ReportBundle) -> None:
-    from matplotlib.offsetbox import AnnotationBbox
-
     scores = variants.scores
     frame = pareto_frontier(scores, "parameters")
     assert frame.loc[frame["role"] == "distilled", "variant"].iloc[0] != "variant=v0"
     expected = {f"variant=v{i}": role_style("distilled", i)["color"] for i in range(3)}
 
-    labels = [note.get_children()[0].get_children() for note in placed(variants).axes[0].findobj(AnnotationBbox)]
-    swatches = {words.get_text(): swatch.get_children()[0] for swatch, words in (x for x in labels if len(x) == 2)}
-    on_frontier = {v: swatches[f"distilled ({v})"].get_color() for v in expected}
+    handles = {handle.get_label(): handle for handle in placed(variants).legends[0].legend_handles}
+    on_frontier = {v: handles[f"distilled ({v})"].get_color() for v in expected}
     curves = curves_figure(scores, pd.read_csv(scores.results.folder / "curves.csv")).axes[0].get_lines()
     in_curves = {(line.get_label(), line.get_color()) for line in curves if "distilled" in line.get_label()}
     points = page_data(variants, frontiers(variants))["frontier"]["parameters"]
@@ -467,6 +479,12 @@ def test_reliability_can_be_read_where_all_are_confident(variants: ReportBundle)
         assert np.diff(right.get_xdata()) == pytest.approx(10)
         gap = np.abs(claimed.get_ydata() - right.get_ydata()).mean() / 100
         assert gap == pytest.approx(ece[right.get_label()])
+
+
+def test_panels_of_one_student_share_their_scale(variants: ReportBundle) -> None:
+    rows = np.reshape(long_tail_figure(variants.long_tail).axes, (-1, 3))  # answers, questions, all axes
+    assert [row[0].get_ylim() for row in rows] == [row[1].get_ylim() for row in rows]
+    assert all(row[0].get_ylim() != row[2].get_ylim() for row in rows)
 
 
 @pytest.mark.parametrize("many", [1, 3])

@@ -5,14 +5,12 @@ from typing import Any
 
 import numpy as np
 
-from distill_lit.report.figures.style import GREY, marker_options
-
 Point = tuple[float, float]
 Box = tuple[float, float, float, float]  # x0, y0, x1, y1
 LabelPosition = tuple[float, float, str, str]  # offset in points, alignment
-Label = tuple[str, str, dict[str, Any] | None, list[Point]]  # text, its color, style of the marker before it, its points
+Label = tuple[str, str, list[Point]]  # text, its color, its points
 
-# offsets in points from the point, with the alignment of the text: right first, the corners, then further away
+# offsets in points from the point, with the alignment of the text: right first, then the corners; near it all of them
 LABEL_POSITIONS: list[LabelPosition] = [
     (
         dx * r,
@@ -20,15 +18,14 @@ LABEL_POSITIONS: list[LabelPosition] = [
         "left" if dx > 0 else "right" if dx < 0 else "center",
         "bottom" if dy > 0 else "top" if dy < 0 else "center",
     )
-    for r in (1.0, 1.7, 2.6, 3.8)
+    for r in (1.0, 1.4)
     for dx, dy in ((9, 0), (-9, 0), (7, 7), (-7, 7), (7, -7), (-7, -7), (0, 11), (0, -11))
 ]
 
 
 ALIGNMENT_FRACTIONS = {"left": 0.0, "bottom": 0.0, "center": 0.5, "right": 1.0, "top": 1.0}
-MAX_LABEL_DISTANCE_PT = 12  # points from a marker within which a label is seen to be its; further away a line leads to it
-LEADER = {"arrowstyle": "-", "color": GREY, "linewidth": 0.7, "shrinkA": 1, "shrinkB": 5}
 LINE_LABEL_POSITIONS: list[LabelPosition] = [(0, 1, "center", "bottom"), (0, -1, "center", "top")]
+MARKER_REACH_PT = 6.5  # from the middle of the largest marker
 
 
 def place_labels(
@@ -36,13 +33,14 @@ def place_labels(
 ) -> list[Box]:
     """Writes each label beside one of its points; returns the boxes they take.
 
-    obstacles: data-space boxes (x0, y0, x1, y1) not to be covered, such as error bars and line segments.
+    obstacles: data-space boxes (x0, y0, x1, y1) not to be covered, such as error bars and line segments, nor what is within
+    MARKER_REACH_PT of them.
     """
     renderer = axes.get_figure().canvas.get_renderer()
     boxes, frame = [_pixels(axes, box) for box in obstacles], axes.get_window_extent(renderer)
     taken = []
-    for text, color, style, points in labels:
-        write = partial(_write, axes, text, color, style)
+    for text, color, points in labels:
+        write = partial(_write, axes, text, color)
         tried = [
             (order + 3 * rank, point, place)
             for rank, point in enumerate(reversed(points))
@@ -52,30 +50,17 @@ def place_labels(
         costs = [bias + _cost(_box_beside(axes, point, place, width, height), frame, boxes) for bias, point, place in tried]
         _, point, place = tried[int(np.argmin(costs))]
         box = _extent(write(point, place), renderer)
-        if np.hypot(*place[:2]) > MAX_LABEL_DISTANCE_PT:
-            axes.annotate("", point, place[:2], textcoords="offset points", arrowprops=LEADER)
         boxes.append(box)
         (x0, y0), (x1, y1) = axes.transData.inverted().transform([box[:2], box[2:]])
         taken.append((x0, y0, x1, y1))
     return taken
 
 
-def _write(axes: Any, text: str, color: str, style: dict[str, Any] | None, point: Point, place: LabelPosition) -> Any:
-    from matplotlib.lines import Line2D
-    from matplotlib.offsetbox import AnnotationBbox, DrawingArea, HPacker, TextArea
-
+def _write(axes: Any, text: str, color: str, point: Point, place: LabelPosition) -> Any:
     dx, dy, ha, va = place
-    words = TextArea(text, textprops={"color": color, "fontsize": 8.5})
-    parts: list[Any] = [words]
-    if style:
-        swatch = DrawingArea(7, 7)
-        swatch.add_artist(Line2D([3.5], [3.5], **marker_options(style) | {"markersize": 0.75 * style["markersize"]}))
-        parts = [swatch, words]
-    note = AnnotationBbox(HPacker(children=parts, pad=0, sep=3, align="center"), point, (dx, dy), boxcoords="offset points",
-                          box_alignment=(ALIGNMENT_FRACTIONS[ha], ALIGNMENT_FRACTIONS[va]), pad=0,
-                          frameon=False, annotation_clip=False)  # fmt: skip
-    note.set_zorder(5)
-    return axes.add_artist(note)
+    return axes.annotate(
+        text, point, (dx, dy), textcoords="offset points", ha=ha, va=va, color=color, fontsize=8.5, zorder=5
+    )
 
 
 def _extent(note: Any, renderer: Any) -> Box:
@@ -106,18 +91,19 @@ def _cost(label_box: Box, frame: Any, boxes: list[Box]) -> float:
     return float((width.clip(0) * height.clip(0)).sum()) + 20 * _outside(label_box, frame)
 
 
-def _pixels(axes: Any, box: tuple) -> tuple[float, float, float, float]:
+def _pixels(axes: Any, box: Box) -> Box:
     (x0, y0), (x1, y1) = axes.transData.transform([(box[0], box[1]), (box[2], box[3])])
-    return min(x0, x1) - 4, min(y0, y1) - 4, max(x0, x1) + 4, max(y0, y1) + 4
+    reach = MARKER_REACH_PT * axes.get_figure().dpi / 72
+    return min(x0, x1) - reach, min(y0, y1) - reach, max(x0, x1) + reach, max(y0, y1) + reach
 
 
-def _outside(box: tuple, frame: Any) -> float:
+def _outside(box: Box, frame: Any) -> float:
     """Square pixels of `box` outside the axes."""
     width, height = min(box[2], frame.x1) - max(box[0], frame.x0), min(box[3], frame.y1) - max(box[1], frame.y0)
     return float((box[2] - box[0]) * (box[3] - box[1]) - max(width, 0) * max(height, 0))
 
 
-def segment_boxes(start: tuple[float, float], end: tuple[float, float], log_x: bool, pieces: int = 24) -> list[tuple]:
+def segment_boxes(start: Point, end: Point, log_x: bool, pieces: int = 24) -> list[Box]:
     """Small boxes along a line between two data points (straight on a logarithmic x axis when `log_x`)."""
     x0, x1 = (np.log(start[0]), np.log(end[0])) if log_x else (start[0], end[0])
     xs, ys = np.linspace(x0, x1, pieces), np.linspace(start[1], end[1], pieces)

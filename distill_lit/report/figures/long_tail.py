@@ -41,6 +41,8 @@ def long_tail_figure(
         FigureCanvasAgg(figure)
         panels = figure.subplots(len(models), len(rarity) + 1, squeeze=False, sharex="col")
         for row, model in zip(panels, models, strict=True):
+            for axes in row[1 : len(rarity)]:
+                axes.sharey(row[0])
             for axes, axis in zip(row, rarity, strict=False):
                 _by_rarity(axes, _strata(long_tail, model, axis), ce_only_label)
             contrasts = long_tail.tail_contrasts[long_tail.tail_contrasts["model"] == model]

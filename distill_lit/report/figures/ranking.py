@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from distill_lit.report.figures.pareto import ROLE_SHIFT, deduplicate_untrained, quality_label
 from distill_lit.report.figures.style import (
     GREY,
     MATPLOTLIB_RC,
@@ -20,10 +21,13 @@ MAX_MODELS_PER_COST = 3  # trained models of one kind and cost, above which they
 
 
 def is_crowded(frame: pd.DataFrame) -> bool:
-    """Whether more than MAX_MODELS_PER_COST models, all distilled or none, share a cost. frame: that of
-    `pareto_frontier`."""
+    """Whether more than MAX_MODELS_PER_COST models, all distilled or none, share a cost, or two that look the same: of one
+    role and, where distilled, one variant. frame: that of `pareto_frontier`."""
     trained = frame[frame["role"].isin(["distilled", "ce_only"])]
-    return bool((trained.groupby(["role", "cost"]).size() > MAX_MODELS_PER_COST).any())
+    students = deduplicate_untrained(frame[frame["role"].isin(ROLE_SHIFT)])
+    look = students["variant"].where(students["role"] == "distilled", "")
+    is_crowded = (trained.groupby(["role", "cost"]).size() > MAX_MODELS_PER_COST).any()
+    return bool(is_crowded or students.assign(look=look).duplicated(["role", "look", "cost"]).any())
 
 
 def ranking_figure(
@@ -64,7 +68,7 @@ def _guides(axes: Any, rows: pd.DataFrame, quality: float) -> None:
     lines = [(0.0, "guessing")]
     teacher = rows.loc[rows["role"] == "teacher", "score"]
     if len(teacher) and teacher.iloc[0] > 0:
-        lines.append((teacher.iloc[0] * 100 * quality, f"{quality:.0%} of the teacher"))
+        lines.append((teacher.iloc[0] * 100 * quality, quality_label(quality, rows["role"])))
     for x, words in lines:
         axes.axvline(x, color=GREY, linewidth=0.8, linestyle=(0, (1, 2)), zorder=1)
         axes.annotate(words, (x, -0.9), (0, 2), textcoords="offset points", ha="center", fontsize=7.5, color=GREY)

@@ -54,14 +54,14 @@ def curves_figure(scores: Scores, curves: pd.DataFrame) -> Any:
 
 
 def curves_finding(scores: Scores) -> str:
-    """Where training ended, beside the same students without teacher, as a title; empty where there are none."""
+    """Where training ended, beside the same students without teacher, as a title; empty where there are none. KLs to
+    several teachers do not compare, so that it then says the loss on the text alone."""
     pairs = [(g, find_baselines(scores, g).get("ce_only")) for g, group in enumerate(scores.groups) if group.models]
     known = [(g, other) for g, other in pairs if other is not None and not scores.groups[other].other_data]
+    kl = ("val_kl", "nearer to the teacher", "farther from the teacher")
+    loss = ("val_ce", "at a lower loss on the text", "at a higher loss on the text")
     parts = []
-    for column, less, more in (
-        ("val_kl", "nearer to the teacher", "farther from the teacher"),
-        ("val_ce", "at a lower loss on the text", "at a higher loss on the text"),
-    ):
+    for column, less, more in [loss] if has_several_teachers(scores.results.runs) else [kl, loss]:
         values = np.array([[group_cost(scores.groups[g], scores.results, column) for g in pair] for pair in known])
         if not len(values) or not np.isfinite(values).all():
             continue
@@ -69,7 +69,8 @@ def curves_finding(scores: Scores) -> str:
         if lower.all() or not lower.any():
             ours, without = (_extent(values[:, side]) for side in (0, 1))
             parts.append(f"{less if lower.all() else more} ({ours} nats; without it {without})")
-    return f"With the teacher students end {join_words(parts)}" if parts else ""
+    who = "the student ends" if len(known) == 1 else "students end"
+    return f"With the teacher {who} {join_words(parts)}" if parts else ""
 
 
 def _extent(values: Any) -> str:

@@ -47,9 +47,10 @@ def endpoint_sentence(scores: Scores, frame: pd.DataFrame) -> str:
         better = (found["ce_only_delta"] > 0) == found["higher_is_better"]
         counts = {"better": int((sure & better).sum()), "worse": int((sure & ~better).sum())}
         shown = ", ".join(f"{number} {word}" for word, number in counts.items() if number) or "none"
-        parts.append(f"{_endpoint_name(found.iloc[0])} {shown}")
+        parts.append(f"{endpoint_name(found.iloc[0])} {shown}")
     of = rows["model"].nunique()
-    return f"Other endpoints (significant after Holm, of {of} students): {'; '.join(parts)}." if parts else ""
+    students = f"{of} student{'s' if of > 1 else ''}"
+    return f"Other endpoints (significant after Holm, of {students}): {'; '.join(parts)}." if parts else ""
 
 
 def primary_first(frame: pd.DataFrame) -> pd.DataFrame:
@@ -61,12 +62,13 @@ def primary_first(frame: pd.DataFrame) -> pd.DataFrame:
 
 def endpoint_title(row: pd.Series) -> str:
     """The endpoint of a row in words, with its unit and, where that is unusual, its direction."""
-    name, unit = _endpoint_name(row), UNITS_IN_HUNDREDTHS.get(row["unit"], row["unit"])
+    name, unit = endpoint_name(row), UNITS_IN_HUNDREDTHS.get(row["unit"], row["unit"])
     words = name if name.endswith(unit) else f"{name}, {unit}"
     return f"{words}{'' if row['higher_is_better'] else ' (less is better)'}"
 
 
-def _endpoint_name(row: pd.Series) -> str:
+def endpoint_name(row: pd.Series) -> str:
+    """The endpoint of a row in words."""
     where = "probes, " if row["is_probe"] else ""
     return f"{where}{'above chance' if row['endpoint'] == ACCURACY else row['title']}"
 

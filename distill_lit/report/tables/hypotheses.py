@@ -66,15 +66,30 @@ def hypothesis_sentence(tests: Sequence[DeclaredTest]) -> str:
 
 
 def describe_outcome(test: HypothesisTest) -> str:
-    """Whether the results agree, and what would decide where they do not say."""
+    """Whether the results agree; where they do not say, whether they point against the claim and what would decide."""
+    if test.outcome != UNDECIDED:
+        return f"{test.outcome}: {test.reason}" if test.reason else test.outcome
+    found = f"{UNDECIDED}, points against the claim" if _points_against(test) else UNDECIDED
     if test.reason:
-        return f"{test.outcome}: {test.reason}"
-    if test.outcome == UNDECIDED and np.isfinite(test.factor):
-        if test.factor > MAX_FACTOR:
-            return f"{test.outcome}: over {MAX_FACTOR} times the documents and seeds would not decide it"
-        times = max(2, math.ceil(test.factor))
-        return f"{test.outcome}: about {times} times the documents and seeds would decide it"
-    return test.outcome
+        return f"{found}: {test.reason}"
+    if not np.isfinite(test.factor):
+        return found
+    if test.factor > MAX_FACTOR:
+        return f"{found}: over {MAX_FACTOR} times the documents and seeds would not decide it"
+    return f"{found}: about {max(2, math.ceil(test.factor))} times the documents and seeds would decide it"
+
+
+def _points_against(test: HypothesisTest) -> bool:
+    """Whether the difference that was seen lies outside of what is expected, however surely."""
+    better = test.difference.value if test.endpoint.higher_is_better else -test.difference.value
+    outside = {
+        "better": better < test.margin,
+        "worse": better > -test.margin,
+        "equal": abs(better) > test.margin,
+        "not_better": better > test.margin,
+        "not_worse": better < -test.margin,
+    }
+    return outside[test.hypothesis.expect]
 
 
 def _difference(test: HypothesisTest) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from distill_lit.analysis.inference_cost import MEASURED
-from distill_lit.analysis.model_groups import NAMED_ROLES, ModelGroup, group_cost
+from distill_lit.analysis.model_groups import REFERENCE_ROLES, ModelGroup, group_cost
 from distill_lit.analysis.scores import Scores
 from distill_lit.report.formats.table import Table, TableCell
 from distill_lit.report.number_format import MISSING_VALUE, format_bytes, format_count, format_number
@@ -64,7 +64,7 @@ def _shapes(scores: Scores) -> dict[str, list[ModelGroup]]:
     for group in scores.groups:
         if group.models:
             costs = tuple(f"{group_cost(group, scores.results, axis):.6g}" for axis in RUNNING_COSTS)
-            own = group.label if group.role in NAMED_ROLES else group.student
+            own = group.label if group.role in REFERENCE_ROLES else group.student
             shapes.setdefault((own, costs), []).append(group)
     students, label = [own for own, _ in shapes], scores.results.display.label
     return {
@@ -74,14 +74,16 @@ def _shapes(scores: Scores) -> dict[str, list[ModelGroup]]:
 
 
 def break_even(scores: Scores, group: ModelGroup) -> float:
-    """Tokens that a student must serve until the arithmetic it saves against the teacher exceeds that of its training;
-    NaN where it saves nothing or was not trained."""
+    """Tokens that a student must serve until the arithmetic it saves against the teacher exceeds that of its training and,
+    of one that is made from other models, of theirs; NaN where it saves nothing or was not trained."""
     if scores.teacher is None:
         return float("nan")
     saved = group_cost(scores.groups[scores.teacher], scores.results, "flops_per_token")
     saved -= group_cost(group, scores.results, "flops_per_token")
-    spent = np.nansum([group_cost(group, scores.results, name) for name in TRAINING_COSTS])
-    return float(spent / saved) if saved > 0 and spent > 0 else float("nan")
+    own = float(np.nansum([group_cost(group, scores.results, name) for name in TRAINING_COSTS]))
+    pipeline = group_cost(group, scores.results, "pipeline_training_flops")
+    spent = pipeline if np.isfinite(pipeline) else own
+    return spent / saved if saved > 0 and own > 0 else float("nan")
 
 
 def _entry(scores: Scores, shape: list[ModelGroup], axis: str) -> str:
@@ -112,7 +114,8 @@ def _notes(scores: Scores, known: list[str], show_break_even: bool) -> list[str]
     if show_break_even:
         notes.append(
             "Breaks even after: tokens served until the FLOPs saved per token exceed those of training, the teacher's "
-            "forward passes included; choosing and pruning the student is not. Of several trained students: the range."
+            "forward passes and the training of all models that a student is made from included; choosing and pruning "
+            "students is not. Of several trained students: the range."
         )
     if set(known) & set(MEASURED):
         notes += _measurement(scores)

@@ -73,8 +73,9 @@ def stratum_fraction(scores: Scores) -> str:
 
 
 def with_adjusted_p(contrasts: pd.DataFrame) -> pd.DataFrame:
-    """The contrasts with `<name>_p_adjusted`: Benjamini–Hochberg over all students and axes, for each of CONTRASTS."""
-    for name in CONTRASTS:
+    """The contrasts with `<name>_p_adjusted`: Benjamini–Hochberg over all students and axes, for each of CONTRASTS and the
+    student's own change."""
+    for name in (*CONTRASTS, "student_change"):
         if f"{name}_p" in contrasts and f"{name}_p_adjusted" not in contrasts:
             adjusted = benjamini_hochberg(contrasts[f"{name}_p"].tolist())
             contrasts = contrasts.assign(**{f"{name}_p_adjusted": adjusted})

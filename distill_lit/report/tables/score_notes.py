@@ -32,10 +32,19 @@ def bold_note(frame: pd.DataFrame) -> str:
 
 
 def has_other_vocabulary(scores: Scores) -> bool:
-    """Whether students' losses per token do not compare with the teacher's: without a KL, vocabularies differ."""
+    """Whether students' losses per token do not compare with the teacher's: it was asked about the same text, and without a
+    KL, so that vocabularies differ."""
     runs = scores.results.runs
     trained = runs[(runs["role"] == "distilled") & (runs["status"] == "done")]
-    return "val_kl" in runs and bool(len(trained)) and bool(trained["val_kl"].isna().all())
+    if not len(trained) or not {"val_kl", "val_teacher_nll"} <= set(trained):
+        return False
+    return bool(trained["val_kl"].isna().all() and trained["val_teacher_nll"].notna().any())
+
+
+def _asks_no_teacher(scores: Scores) -> bool:
+    """Whether plan.yaml says that nothing is asked while students train, who learn from what a teacher has written."""
+    teacher = scores.results.plan.get("teacher")
+    return isinstance(teacher, dict) and teacher.get("source") == "none"
 
 
 def main_notes(scores: Scores, frame: pd.DataFrame) -> list[str]:
@@ -83,7 +92,10 @@ def _validation_notes(scores: Scores) -> list[str]:
     if has_losses and has_other_vocabulary(scores):
         notes.append("Losses are per token of the student's vocabulary; the teacher's has another, and is not compared.")
     elif has_losses and runs.get("val_teacher_nll", pd.Series(dtype=float)).isna().all():
-        notes.append("The teacher's own loss on the corpus is not in these records.")
+        why = ": no teacher is asked in training (source: none), so there is no KL to it either"
+        notes.append(
+            f"The teacher's own loss on the corpus is not in these records{why if _asks_no_teacher(scores) else ''}."
+        )
     return notes
 
 

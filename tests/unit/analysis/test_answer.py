@@ -52,7 +52,8 @@ def test_the_difference_is_the_mean_over_seeds_paired_with_the_same_student(scor
 def test_what_is_excluded_by_hand(scores: Scores, found: Answer) -> None:
     (effect,) = found.effects
     estimate = scores.macro_estimate(scores.group_index(effect.model), scores.group_index(effect.baseline))
-    reach = estimate.critical(0.95) * estimate.standard_error
+    reach = estimate.critical(0.975) * estimate.standard_error
+    assert (-effect.excludes.loss, effect.excludes.gain) == pytest.approx(effect.difference[1:])  # as the interval shown
     assert effect.excludes.gain == pytest.approx(estimate.value + reach)
     assert effect.excludes.loss == pytest.approx(reach - estimate.value)
     wide = exclusion(estimate, effect.excludes.gain * 1.0001)

@@ -10,7 +10,15 @@ from helpers.grid_results import above_chance, build_grid
 from helpers.synthetic_results import build
 from scipy import stats
 
-from distill_lit.analysis.declarations import declare, describe_declaration, hypothesis_digest, read_declarations
+from distill_lit.analysis.declarations import (
+    Declaration,
+    declare,
+    declared_names,
+    describe_declaration,
+    endpoint_declaration,
+    hypothesis_digest,
+    read_declarations,
+)
 from distill_lit.analysis.hypotheses import (
     AGREES,
     CONTRADICTS,
@@ -178,6 +186,18 @@ def test_what_is_changed_after_runs_are_done_says_so(tmp_path: Path) -> None:
     assert hypothesis_digest(cited, FAST) == hypothesis_digest(HOTTER, FAST)
 
 
+def test_when_the_primary_endpoint_was_declared_is_on_record(tmp_path: Path) -> None:
+    """By itself, or by a hypothesis that is tested by it; not by one that names an endpoint of its own."""
+    by_margin = AnalysisConfig(n_resamples=200, primary_endpoint="margin")
+    own = HypothesisConfig(claim="c", endpoint="margin")
+    assert declared_names({}, FAST) == {}  # accuracy needs no declaration
+    known = declare(tmp_path / "alone", {}, by_margin, 3, 6)
+    assert describe_declaration(endpoint_declaration(known, {}, by_margin)) == "after 3 of 6 runs"
+    older = {hypothesis_digest(HOTTER, by_margin): Declaration("a", "2026-01-01", 0, 6)}  # from before it had a record
+    assert describe_declaration(endpoint_declaration(known | older, {"a": HOTTER}, by_margin)) == "before the run"
+    assert endpoint_declaration({hypothesis_digest(own, by_margin): older.popitem()[1]}, {"a": own}, by_margin) is None
+
+
 def test_numbers_of_the_grid_are_those_of_the_table(grid: Scores) -> None:
     for number in (2.0, "2.0", [2.0]):
         test = only(grid, models={"temperature": number, "weight": 0.5}, against={"temperature": 1.0})
@@ -245,7 +265,9 @@ def test_an_endpoint_of_unknown_margin_is_not_tested(two: Scores, tmp_path: Path
     by_margin = dataclasses.replace(two, analysis=AnalysisConfig(n_resamples=200, primary_endpoint="margin"))
     test = only(by_margin, expect="equal")
     assert (test.outcome, test.reason) == (NOT_TESTED, "margin: needed to expect equal by margin, in its unit")
-    assert len(declare(tmp_path, {"h": test.hypothesis}, by_margin.analysis, 0, 1)) == 1
+    assert hypothesis_digest(test.hypothesis, by_margin.analysis) in declare(
+        tmp_path, {"h": test.hypothesis}, by_margin.analysis, 0, 1
+    )
 
 
 @pytest.mark.parametrize("text", ["[", "[]", "3", '{"a": 3}', '{"a": {"name": "h"}}',

@@ -11,11 +11,12 @@ from helpers.synthetic_results import build, edited_records
 
 from distill_lit.analysis import document_axes as ax
 from distill_lit.analysis.flips import flip_counts, modal_answers
-from distill_lit.analysis.long_tail import LongTail, _contrast, _stratum_rows, analyze_long_tail
+from distill_lit.analysis.long_tail import LongTail, _contrast, _stratum_delta, _stratum_rows, analyze_long_tail
 from distill_lit.analysis.response_matrix import TaskResponses
 from distill_lit.analysis.results import load_results
 from distill_lit.analysis.score_table import score_frame
 from distill_lit.analysis.scores import Scores, compute_scores
+from distill_lit.analysis.significance import rule_of_three
 from distill_lit.analysis.strata import axis_strata, tail_less_head, trend_weights
 from distill_lit.config.evaluation import AnalysisConfig
 from distill_lit.report.bundle import build_report_bundle
@@ -301,6 +302,21 @@ def test_a_student_at_chance_loses_in_points_what_its_teacher_gains(scores: Scor
     assert row["tail_loss"] == pytest.approx(-row["teacher_change"])
     assert row["student_change"] == pytest.approx(0)
     assert row["retention_change"] == pytest.approx(0)
+
+
+def test_where_no_answer_differs_the_bounds_are_in_points_above_chance(scores: Scores, report: LongTail) -> None:
+    """The student answers as its teacher: up to 3/n may differ, and each is worth 1 / (1 − chance) points."""
+    task, group = scores.responses.tasks[0], scores.group_index("deep distilled")
+    same = task.correct.copy()
+    same[:, scores.model_columns(group)] = task.correct[:, scores.model_columns(0)[:1]]
+    responses = replace(scores.responses, tasks=[replace(task, correct=same)])
+    changed = replace(scores, responses=responses, centered=scores.centered[:1])
+    codes = pd.Series(np.arange(task.n) % 2 + 1, index=task.index)
+    binary = ax.DocumentAxis("made_up", "complexity", "binary", "made up", "made up", "none", "some")
+    found = _stratum_delta("delta", axis_strata(changed, binary, codes), 1, group)
+    n = int((codes == 1).sum())
+    reach = rule_of_three(n) / (1 - task.chance.mean())
+    assert (found["delta"], found["delta_low"], found["delta_high"]) == (0.0, pytest.approx(-reach), pytest.approx(reach))
 
 
 def test_shares_by_hand_and_by_another_estimate_of_their_error(scores: Scores, report: LongTail) -> None:

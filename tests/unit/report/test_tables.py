@@ -12,13 +12,17 @@ import pytest
 from helpers.synthetic_results import TASKS, build, copy_model, edit_model, edit_settings, edited_records
 from scipy.stats import false_discovery_control
 
+from distill_lit.analysis.endpoints import ACCURACY_ENDPOINT, BITS_PER_BYTE, Endpoint
+from distill_lit.analysis.hypotheses import AGREES, UNDECIDED, HypothesisTest
 from distill_lit.analysis.long_tail import analyze_long_tail
 from distill_lit.analysis.model_groups import baseline_of, groups_of
 from distill_lit.analysis.results import load_results
 from distill_lit.analysis.retention import retention
 from distill_lit.analysis.score_table import MACRO_AVERAGE, score_frame
 from distill_lit.analysis.scores import compute_scores
+from distill_lit.analysis.significance import Interval
 from distill_lit.config.evaluation import AnalysisConfig
+from distill_lit.config.hypotheses import HypothesisConfig
 from distill_lit.report.bundle import build_report_bundle
 from distill_lit.report.formats.latex_table import escape_latex, to_latex
 from distill_lit.report.formats.markdown_table import escape_markdown, escape_markdown_cell, to_markdown
@@ -34,6 +38,8 @@ from distill_lit.report.number_format import (
 )
 from distill_lit.report.render import write_score_tables
 from distill_lit.report.tables.footnotes import evaluation_footnotes
+from distill_lit.report.tables.hypotheses import describe_outcome
+from distill_lit.report.tables.inference_cost import cost_table
 from distill_lit.report.tables.score_notes import earned_bold
 from distill_lit.report.tables.scores import score_table, with_training_flops
 
@@ -250,6 +256,32 @@ def test_a_student_without_teacher_that_read_other_data_is_called_so(tmp_path: P
         assert "the same student trained without it" in result.headline
 
 
+def test_earlier_stages_do_not_compete_and_say_their_depth(tmp_path: Path) -> None:
+    """A student of 15 layers, cut to 22 first, with and without teacher: the larger model on the way is no winner."""
+    folder = build(tmp_path, documents=200, students={"d15": 1.2, "early": 0.1}, tail_logit_loss=0.0)
+    runs = pd.read_csv(folder / "runs.csv")
+    is_early = (runs["student"] == "early") & (runs["role"] != "untrained")
+    runs = runs[is_early | (runs["student"] != "early")]
+    runs.loc[runs["student"] == "d15", "num_layers"] = 15
+    runs.loc[is_early, ["student", "num_layers"]] = ["d15_after_d22", 22]
+    runs.loc[runs["model"] == "early-distilled-0", "role"] = "derived"
+    runs.to_csv(folder / "runs.csv", index=False)
+    result = build_report_bundle(folder, FAST, "name")
+    roles = {group.label: group.role for group in result.scores.groups}
+    assert roles["d15_after_d22 without teacher (22 layers)"] == roles["d15_after_d22 (22 layers)"] == "derived"
+    assert (roles["d15 without teacher"], roles["d15 distilled"]) == ("ce_only", "distilled")
+    macro = result.score_frame[result.score_frame["task"] == MACRO_AVERAGE].set_index("model")
+    assert macro["score"].drop("teacher").idxmax() in (
+        "d15_after_d22 without teacher (22 layers)",
+        "d15_after_d22 (22 layers)",
+    )
+    assert not macro.loc[macro["role"] == "derived", "best"].any()
+    assert [row[0].text for row in cost_table(result.scores).rows] == ["teacher", "d15_after_d22", "d15"]
+    runs.loc[runs["student"] == "d15_after_d22", "num_layers"] = 15  # as after a warm-up
+    runs.to_csv(folder / "runs.csv", index=False)
+    assert "d15_after_d22" in [group.label for group in groups_of(load_results(folder))]
+
+
 def test_without_a_distilled_student_nothing_is_judged(tmp_path: Path) -> None:
     folder = build(tmp_path, documents=30, students={"deep": 0.8})
     runs = pd.read_csv(folder / "runs.csv")
@@ -327,3 +359,28 @@ def test_the_tasks_of_a_benchmark_are_one_task(tmp_path: Path) -> None:
     student = next(g for g, group in enumerate(lacking.groups) if group.role == "distilled")
     assert np.isnan(lacking.raw[0, student])
     assert np.isfinite(lacking.raw[1, student])
+
+
+def undecided(value: float, expect: str, endpoint: Endpoint = ACCURACY_ENDPOINT, **facts: object) -> HypothesisTest:
+    """A test that found `value`, where differences of 0.02 matter."""
+    hypothesis = HypothesisConfig(claim="c", expect=expect)  # type: ignore[arg-type]
+    found = Interval(value, value - 0.1, value + 0.1)
+    common = {"margin": 0.02, "pairs": (), "num_seeds": 2, "difference": found, "p": 0.2, "p_adjusted": 0.2}
+    rest = {"detectable": 0.1, "factor": 3.2, "outcome": UNDECIDED, "reason": ""}
+    return HypothesisTest("h", hypothesis, endpoint, False, **(common | rest | facts))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("value", "expect", "is_against"),
+    [(0.03, "better", False), (0.01, "better", True), (-0.03, "worse", False), (0.0, "worse", True),
+     (-0.01, "equal", False), (-0.03, "equal", True), (0.01, "not_better", False), (0.03, "not_better", True),
+     (-0.01, "not_worse", False), (-0.03, "not_worse", True)],
+)  # fmt: skip
+def test_what_is_undecided_says_whether_it_points_against_the_claim(value: float, expect: str, is_against: bool) -> None:
+    start = "undecided, points against the claim: " if is_against else "undecided: "
+    for endpoint, sign in ((ACCURACY_ENDPOINT, 1), (BITS_PER_BYTE, -1)):  # of bits per byte less is better
+        found = undecided(sign * value, expect, endpoint)
+        assert describe_outcome(found) == f"{start}about 4 times the documents and seeds would decide it"
+    few = "significant, but a claim needs 3 seeds"
+    assert describe_outcome(undecided(value, expect, reason=few)) == start + few
+    assert describe_outcome(undecided(value, expect, outcome=AGREES)) == "agrees"

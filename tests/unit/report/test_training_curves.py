@@ -1,8 +1,16 @@
 """Curves over seeds, and over stages of one student."""
 
-import pandas as pd
+from pathlib import Path
 
-from distill_lit.report.figures.training_curves import seed_band
+import pandas as pd
+from helpers.synthetic_results import build
+
+from distill_lit.analysis.results import load_results
+from distill_lit.analysis.scores import compute_scores
+from distill_lit.config.evaluation import AnalysisConfig
+from distill_lit.report.figures.training_curves import curves_finding, seed_band
+
+FAST = AnalysisConfig(n_resamples=100)
 
 
 def test_a_border_of_stages_is_a_jump_and_no_spread_of_seeds() -> None:
@@ -24,3 +32,19 @@ def test_a_border_of_stages_is_a_jump_and_no_spread_of_seeds() -> None:
     assert [tuple(round(value, 6) for value in row) for row in band.to_numpy()] == [
         (5.0, 5.0, 5.0), (3.1, 3.0, 3.2), (4.2, 4.0, 4.4), (2.0, 2.0, 2.0)
     ]  # fmt: skip
+
+
+def test_kls_to_several_teachers_are_not_one_distance(tmp_path: Path) -> None:
+    """Each student is nearer to its own teacher than the one without is to the first; that is no comparison."""
+    folder = build(tmp_path, documents=10, students={"deep": 0.8, "shallow": 1.4})
+    runs = pd.read_csv(folder / "runs.csv")
+    runs["val_ce"] = runs["role"].map({"ce_only": 4.6}).fillna(4.5)
+    said = {}
+    for second in (3.0, 3.5):  # the loss of the second student's teacher on the text
+        runs["val_teacher_nll"] = 3.0
+        runs.loc[runs["student"] == "shallow", "val_teacher_nll"] = second
+        runs.to_csv(folder / "runs.csv", index=False)
+        said[second] = curves_finding(compute_scores(load_results(folder), FAST))
+    loss = "at a lower loss on the text (4.50 nats; without it 4.60)"
+    near = "nearer to the teacher (0.80 to 1.40 nats; without it 1.50 to 2.10)"
+    assert said == {3.0: f"With the teacher students end {near} and {loss}", 3.5: f"With the teacher students end {loss}"}

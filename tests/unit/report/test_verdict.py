@@ -7,10 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from helpers.synthetic_results import build
-from matplotlib.offsetbox import TextArea
 
 from distill_lit.analysis.answer import EQUIVALENT, HARMED, HELPED, MIXED, NOT_SHOWN, UNKNOWN, EndpointEffect
 from distill_lit.analysis.axis_tests import AxisTest, PairTest
+from distill_lit.analysis.declarations import Declaration
 from distill_lit.analysis.model_groups import ModelGroup, role_words
 from distill_lit.analysis.pareto import pareto_frontier
 from distill_lit.analysis.score_table import MACRO_AVERAGE
@@ -23,8 +23,8 @@ from distill_lit.report.figures.calibration import calibration_figure
 from distill_lit.report.figures.long_tail import long_tail_figure
 from distill_lit.report.figures.pareto import pareto_figure, with_labels
 from distill_lit.report.figures.style import variant_numbers
-from distill_lit.report.loss_report import loss_report_frame, loss_report_markdown
-from distill_lit.report.loss_statement import larger_or_smaller
+from distill_lit.report.loss_report import loss_report_frame, loss_report_markdown, tail_answer
+from distill_lit.report.loss_statement import larger_or_smaller, loss_statement
 from distill_lit.report.number_format import format_points
 from distill_lit.report.primary_endpoint import primary_headline
 from distill_lit.report.summary import finding, headline, verdict
@@ -32,7 +32,7 @@ from distill_lit.report.tables.answer import leave_one_out_table, pair_table, ta
 from distill_lit.report.tables.endpoints import endpoint_sentence, endpoint_table
 from distill_lit.report.tables.footnotes import training_text_notes
 from distill_lit.report.tables.inference_cost import cost_table
-from distill_lit.report.tables.long_tail import calibration_table, flip_table
+from distill_lit.report.tables.long_tail import calibration_table, flip_table, with_adjusted_p
 from distill_lit.report.tables.score_notes import ties_note
 from distill_lit.report.tables.scores import score_table
 from distill_lit.report.verdict import StudentVerdict, _short_names, outcome, verdict_numbers
@@ -68,7 +68,8 @@ PUBLISHED = ((-2.9, -4.6, -1.2, 0.01), (0.2, -1.2, 1.6, 1.0), (-0.1, -1.4, 1.2, 
 
 def test_the_first_sentence_answers_by_how_much_how_surely_and_what_is_excluded(result: ReportBundle) -> None:
     assert headline(result.scores, effects(result, *PUBLISHED)) == (
-        "The teacher did not help: against the same student trained without it, distillation changed the score by "
+        "The teacher did not help, it harmed 1 of 4 students: against the same student trained without it, distillation "
+        "changed the score by "
         "−2.9 [−4.6, −1.2] points for d24 (significant, due to sciq, p = .010) and by −0.1 to +1.0 points for d18, d12 and "
         "d6 (not significant; gains above 2.2 are excluded)."
     )
@@ -82,7 +83,7 @@ def test_the_first_sentence_answers_by_how_much_how_surely_and_what_is_excluded(
     [
         ([(2, 1, 3, 0.0004), (3, 1, 5, 0.02)], HELPED, "The teacher helped: against"),
         ([(2, 1, 3, 0.01), (1, -1, 3, 0.9)], HELPED, "The teacher helped 1 of 2 students: against"),
-        ([(2, 1, 3, 0.01), (-2, -3, -1, 0.01)], MIXED, "The teacher helped some students and harmed others: against"),
+        ([(2, 1, 3, 0.01), (-2, -3, -1, 0.01)], MIXED, "The teacher helped 1 and harmed 1 of 2 students: against"),
         ([(-2, -3, -1, 0.01), (-3, -5, -1, 0.01)], HARMED, "The teacher did not help, it harmed: against"),
         ([(0.2, -4, 4.5, 1.0), (0.7, -3, 4.3, 1.0)], NOT_SHOWN, "gains above 4.5 are excluded"),
         (
@@ -157,22 +158,52 @@ def test_no_student_without_teacher_leaves_the_answer_unknown(result: ReportBund
     assert finding(chosen) == ""
 
 
-def test_the_teachers_own_loss_on_the_text_says_whom_it_cannot_help(result: ReportBundle) -> None:
+FITS_NO_BETTER = (
+    "the teacher fits this text no better than the student trained without it, so little is to be learnt from it there"
+)
+
+
+def test_the_teachers_own_loss_on_the_text_says_who_has_little_to_learn_from_it(result: ReportBundle) -> None:
     """The student without it is below the teacher at 24 and 18 layers, above it at 12 and 6."""
     losses = (3.27, 3.74, 4.55, 5.56)
     chosen = [replace(e, teacher_loss=3.80, ce_only_loss=loss) for e, loss in zip(result.students, losses, strict=True)]
     text = " ".join(verdict(result.scores, result.score_frame, chosen))
     assert (
         "On held-out training text the teacher's own loss is 3.80 nats per token, that of the students trained without it "
-        "3.27, 3.74, 4.55 and 5.56: it cannot help d24 and d18 inside this corpus." in text
+        f"3.27, 3.74, 4.55 and 5.56: for d24 and d18 {FITS_NO_BETTER}." in text
     )
     two_teachers = chosen[:2] + [replace(effect, teacher_loss=2.92) for effect in chosen[2:]]
     text = " ".join(verdict(result.scores, result.score_frame, two_teachers))
     assert (
         "On held-out training text the teacher of d24 and d18 has a loss of 3.80 nats per token, that of the students "
-        "trained without it 3.27 and 3.74: it cannot help inside this corpus; the teacher of d12 and d6 has a loss of 2.92 "
+        f"trained without it 3.27 and 3.74: {FITS_NO_BETTER}; the teacher of d12 and d6 has a loss of 2.92 "
         "nats per token, that of the students trained without it 4.55 and 5.56." in text
     )
+
+
+def test_the_range_of_many_losses_is_one_of_numbers(result: ReportBundle) -> None:
+    """As texts, 10.02 would come before 9.50."""
+    losses = (9.5, 9.6, 10.02, 9.7, 9.8)
+    five = [*result.students, replace(result.students[0], label="fifth")]
+    chosen = [replace(e, teacher_loss=3.8, ce_only_loss=loss) for e, loss in zip(five, losses, strict=True)]
+    text = " ".join(verdict(result.scores, result.score_frame, chosen))
+    assert "that of the students trained without it 9.50 to 10.02" in text
+
+
+def test_bits_that_are_not_known_are_not_said(result: ReportBundle) -> None:
+    label = result.students[0].label
+    known = result.long_tail.calibration.assign(excess_bits_per_byte=0.25, cvar_bits_per_byte=1.5, ece_all=0.05)
+    said = {}
+    for unknown in ((), ("cvar_bits_per_byte",), ("excess_bits_per_byte", "cvar_bits_per_byte")):
+        tail = replace(result.long_tail, calibration=known.assign(**dict.fromkeys(unknown, np.nan)))
+        said[unknown] = loss_statement(result.scores, result.score_frame, tail, label)[1]
+    assert said.pop(()).startswith(
+        "The right answer costs 0.25 bits per byte more than under the teacher, in the worst tenth of documents 1.50 bits "
+        "per byte more. Calibration error"
+    )
+    some, none = said.values()
+    assert some.startswith("The right answer costs 0.25 bits per byte more than under the teacher. Calibration error")
+    assert none.startswith("Calibration error")
 
 
 def test_several_teachers_of_one_student_are_told_in_one_breath(result: ReportBundle) -> None:
@@ -186,7 +217,7 @@ def test_several_teachers_of_one_student_are_told_in_one_breath(result: ReportBu
     names = [student.name for student in chosen]
     assert (
         f"the teachers of {names[0]}, {names[1]} and {names[2]} have losses of 2.92, 3.25 and 4.70 nats per token, that of "
-        f"the student trained without it 4.59: it cannot help {names[2]} inside this corpus." in text
+        f"the student trained without it 4.59: for {names[2]} {FITS_NO_BETTER}." in text
     )
 
 
@@ -314,7 +345,7 @@ def test_labels_reach_sentences_tables_and_figures(tmp_path: Path) -> None:
     assert set(frame["student"]) == {"", "18 layers", "6 layers"} and "teacher" not in set(frame["model"])
     named = variant_numbers(scores.groups), "", role_words(ReportConfig(labels=labels))
     figure = pareto_figure({"parameters": frame}, 0.9, 0.95, "", *named)
-    assert {"alone", "taught"} <= {area.get_text() for area in figure.findobj(TextArea)}
+    assert {"alone", "taught"} <= {text.get_text() for text in figure.legends[0].get_texts()}
 
 
 def test_values_of_an_axis_go_by_their_labels(tmp_path: Path) -> None:
@@ -358,8 +389,12 @@ def test_gains_that_are_more_than_there_is_are_not_excluded(result: ReportBundle
         "The teacher adds nothing measurable (there are too few documents to exclude any gain)"
     )
     assert finding(effects(result, (0.0, -2, 2.1, 1.0))).endswith("(gains above 2.1 points are excluded)")
+    assert finding(effects(result, (0.0, -2, 2.1, 1.0)), "bits per byte") == (
+        "By score above chance (declared: bits per byte), the teacher adds nothing measurable (gains above 2.1 points are "
+        "excluded)"
+    )
     below = [replace(student, excluded_gain=-0.001) for student in effects(result, (-2.0, -4.1, 0.1, 0.06))]
-    assert headline(result.scores, below).endswith("(not significant; a one-sided test excludes any gain).")
+    assert headline(result.scores, below).endswith("(not significant; any gain is excluded).")
 
 
 def test_losses_per_token_of_two_vocabularies_are_not_compared(tmp_path: Path) -> None:
@@ -372,6 +407,26 @@ def test_losses_per_token_of_two_vocabularies_are_not_compared(tmp_path: Path) -
     assert table.rows[0][table.columns.index("loss on the corpus, nats")].text == ""
     assert "the teacher's has another" in " ".join(table.footnotes)
     assert "held-out" not in " ".join(found.verdict)
+
+
+def test_a_teacher_that_was_not_asked_has_no_other_vocabulary(tmp_path: Path) -> None:
+    folder = build(tmp_path, documents=10, students={"deep": 0.8})
+    pd.read_csv(folder / "runs.csv").assign(val_kl=np.nan).to_csv(folder / "runs.csv", index=False)
+    said = {}
+    for source in ("none", "online"):
+        (folder / "plan.yaml").write_text(f"teacher: {{source: {source}}}\n")
+        found = build_report_bundle(folder, FAST, "name")
+        said[source] = score_table(found.scores, found.score_frame, "").footnotes[-1]
+    reason = ": no teacher is asked in training (source: none), so there is no KL to it either."
+    assert said["none"] == f"The teacher's own loss on the corpus is not in these records{reason}"
+    assert said["online"] == "The teacher's own loss on the corpus is not in these records."
+
+
+def test_a_title_does_not_hide_what_only_the_correction_made_insignificant(result: ReportBundle) -> None:
+    chosen = effects(result, (-2.9, -4.9, -0.9, 0.068), (0.2, -0.9, 1.4, 1.0), (-0.1, -1.2, 0.9, 1.0), (1.0, 0.1, 2.0, 0.1))
+    assert finding(chosen) == (
+        "With the teacher −2.9 points for d24 and +1.0 points for d6, not significant after correction for 4 comparisons"
+    )
 
 
 def test_every_task_is_left_out_once(result: ReportBundle) -> None:
@@ -413,14 +468,80 @@ def test_a_declared_endpoint_answers_first(result: ReportBundle) -> None:
     declared = replace(result.scores, analysis=replace(FAST, primary_endpoint="bits_per_byte"))
     text = primary_headline(declared, frame, result.students)
     assert text.startswith(
-        "By bits per byte (less is better), declared before the run, the teacher helped 1 of 4 students: against the same "
-        "student trained without it, −0.020 [−0.030, −0.010] for d24 (significant, p = .010), +0.010 [−0.010, +0.030] for "
+        "By bits per byte (less is better), the primary endpoint (when it was declared is not on record), the teacher "
+        "helped 1 of 4 students: against the same student trained without it, −0.020 [−0.030, −0.010] for d24 "
+        "(significant, p = .010), +0.010 [−0.010, +0.030] for "
     )
+    worse = frame.assign(ce_only_delta=0.02, ce_only_p_adjusted=0.01)
+    for runs_done, when in ((0, "before the run"), (2, "after 2 of 6 runs")):
+        found = primary_headline(declared, worse, result.students, Declaration("e", "2026-01-01", runs_done, 6))
+        assert found.startswith(
+            f"By bits per byte (less is better), declared {when}, the teacher did not help, it harmed: "
+        )
     assert primary_headline(result.scores, frame, result.students) == ""  # accuracy is declared
     said = endpoint_sentence(result.scores, frame.assign(is_primary=frame["endpoint"] == "accuracy"))
     assert said.startswith("Other endpoints (significant after Holm, of 4 students): ")
     assert said.endswith("bits per byte 1 better.")
+    alone = frame[frame["model"] == result.students[0].label].assign(is_primary=False)
+    assert endpoint_sentence(result.scores, alone).startswith("Other endpoints (significant after Holm, of 1 student): ")
     table = endpoint_table(result.scores, frame)
     assert table.columns[:3] == ["model", "bits per byte (less is better)", "above chance, points"]
     assert table.rows[0][1].text == "−0.020 [−0.030, −0.010]‡"
     assert [row[0].text for row in table.rows] == [student.label for student in result.students]
+
+
+def tail_of(result: ReportBundle, **columns: list[float]) -> str:
+    """The answer of the long tail where rare answers of four students have these numbers, and rare questions are undecided;
+    p values as adjusted."""
+    rows = []
+    for axis_name in ("rarity_question", "rarity_answer"):
+        for place, student in enumerate(result.students):
+            known = {"tail_loss": -0.05, "tail_loss_low": -0.2, "tail_loss_p_adjusted": 0.9, "student_change": -0.05}
+            known |= {"student_change_p_adjusted": 0.9, "teacher_change": 0.07, "excess": 0.0, "excess_p_adjusted": 0.9}
+            changes = {name: values[place] for name, values in columns.items()}
+            rows.append({"model": student.label, "axis": axis_name} | known | (changes if "answer" in axis_name else {}))
+    return tail_answer(result.scores, replace(result.long_tail, tail_contrasts=pd.DataFrame(rows)))
+
+
+UNDECIDED_QUESTIONS = (
+    " Whether rare questions lose more is undecided (an additional loss above 20.0 points is excluded for every student)."
+)
+LOSSES = {"tail_loss": [-0.144, -0.266, -0.281, -0.02], "tail_loss_p_adjusted": [0.01, 0.001, 0.001, 0.9]}
+LOSE_MORE = (
+    "14.4 to 28.1 points more on the rarest fifth than on the most common, significantly for 3 of 4 students; their own "
+)
+
+
+def test_the_long_tail_names_what_students_change_by_themselves(result: ReportBundle) -> None:
+    """A loss beside a teacher that is better on rare words is not yet a student that is worse there."""
+    own = {"student_change": [-0.074, -0.196, -0.212, 0.05], "student_change_p_adjusted": [0.2, 0.001, 0.001, 0.9]}
+    assert tail_of(result, **LOSSES, **own) == (
+        f"Rare answers lose more: {LOSE_MORE}scores change by −21.2 to −7.4 (significant for 2), the teacher's by +7.0; no "
+        f"more loss is shown than that of the student trained without the teacher.{UNDECIDED_QUESTIONS}"
+    )
+    own["student_change_p_adjusted"] = [0.2, 0.3, 0.3, 0.9]
+    assert tail_of(result, **LOSSES, **own).startswith(
+        f"Rare answers lose more beside the teacher: {LOSE_MORE}scores change by −21.2 to −7.4 (not significant), the "
+    )
+
+
+def test_only_a_negative_excess_is_a_loss_of_the_distillation(result: ReportBundle) -> None:
+    """The third student loses significantly less on rare answers than the same without teacher, the fourth is not counted:
+    its rare answers do not lose more."""
+    surely = {"excess_p_adjusted": [0.9, 0.01, 0.01, 0.01]}
+    one = tail_of(result, **LOSSES, **surely, excess=[-0.1, -0.1, 0.1, -0.1])
+    assert "; in 1 more and in 1 less than the student trained without the teacher loses. Whether" in one
+    less = tail_of(result, **LOSSES, **surely, excess=[0.1, 0.1, 0.1, 0.1])
+    assert "; in 2 less than the student trained without the teacher loses. Whether" in less
+    gain = tail_of(result, tail_loss=[0.1] * 4, tail_loss_p_adjusted=[0.01] * 4)
+    assert gain.startswith("Rare answers lose less in 4 of 4 students. ")
+
+
+def test_the_axis_on_which_students_are_worse_themselves_comes_first(result: ReportBundle) -> None:
+    contrasts = with_adjusted_p(result.long_tail.tail_contrasts)
+    worse = {"tail_loss": -0.2, "tail_loss_p_adjusted": 0.01, "student_change": -0.2, "teacher_change": 0.05}
+    first = {}
+    for surer in ("rarity_question", "rarity_answer"):
+        rows = contrasts.assign(**worse, student_change_p_adjusted=np.where(contrasts["axis"] == surer, 0.01, 0.9))
+        first[surer] = tail_answer(result.scores, replace(result.long_tail, tail_contrasts=rows), 1)[:25]
+    assert first == {"rarity_question": "Rare questions lose more:", "rarity_answer": "Rare answers lose more: 2"}
