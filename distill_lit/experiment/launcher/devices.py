@@ -30,8 +30,8 @@ def share_gpus(launcher: LauncherConfig, runs: Sequence[Run], gpus: list[str]) -
 
     Raises UserError where there are too few.
     """
-    workers, most = min(launcher.workers, len(runs)), max(map(num_devices, runs), default=0)
-    if workers <= 1 or not gpus or not most:
+    workers = min(launcher.workers, len(runs))
+    if workers <= 1 or not gpus or not (most := max(map(num_devices, runs))):
         return None
     each, sharing = launcher.gpus_per_run or most, launcher.workers_per_gpu
     if each < most:

@@ -55,6 +55,7 @@ def launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, life: list[int | str
     display, outcome, signals = Notes(), Outcome(), SimpleNamespace(is_urgent=False, first="")
     monkeypatch.setattr(Worker, "life", iter(life), raising=False)
     monkeypatch.setattr(local, "Worker", Worker)
+    monkeypatch.setattr(local, "visible_gpus", list)
     monkeypatch.setattr(local, "is_run_complete", lambda *_: False)
     monkeypatch.setattr(local, "read_run_results", lambda *_: None)
     launcher = local.LocalLauncher(config, tmp_path, todo, display, outcome, signals)  # type: ignore[arg-type]
