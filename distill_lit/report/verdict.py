@@ -71,7 +71,7 @@ def student_verdicts(scores: Scores, frame: pd.DataFrame, answer: Answer) -> lis
     """One per distilled group with records, in the order of the tables. frame: `score_frame(scores)`; answer: of it."""
     groups = [(g, group) for g, group in enumerate(scores.groups) if group.role == "distilled" and group.models]
     macro = frame[frame["task"] == MACRO_AVERAGE].set_index("model")
-    names = _short_names([group for _, group in groups], scores.results.display)
+    names = short_names([group for _, group in groups], scores.results.display)
     effects = {effect.model: effect for effect in answer.effects}
     nats = {row["model"]: (row["teacher_nll"], row["ce_only_nll"]) for _, row in teacher_ceiling_frame(scores).iterrows()}
     return [
@@ -80,7 +80,7 @@ def student_verdicts(scores: Scores, frame: pd.DataFrame, answer: Answer) -> lis
     ]
 
 
-def _short_names(groups: list[ModelGroup], display: ReportConfig) -> dict[str, str]:
+def short_names(groups: list[ModelGroup], display: ReportConfig) -> dict[str, str]:
     """{label: student and variant, as far as they tell these groups apart}; of one axis of the grid its value alone."""
     students, variants = ({getattr(group, name) for group in groups} for name in ("student", "variant"))
     axes = {axis for group in groups for axis, _ in group.grid_point}

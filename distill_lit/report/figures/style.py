@@ -7,7 +7,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from distill_lit.analysis.model_groups import ModelGroup
+from distill_lit.analysis.model_groups import ModelGroup, baseline_of
 from distill_lit.utils.files import atomic_write
 
 # Okabe & Ito 2008: told apart by color-blind readers; the lightness differs too, and so do the shapes
@@ -86,26 +86,28 @@ def variant_numbers(groups: list[ModelGroup]) -> dict[str, int]:
 
 def line_styles(groups: list[ModelGroup]) -> dict[str, dict[str, Any]]:
     """{label of a trained group: its style}: colors are those of the variants, or of the students where there is one
-    variant; groups of one color differ in marker and dash. Beside distilled students those without teacher keep their usual
-    style.
+    variant; groups of one color differ in marker and dash. A student without teacher has the color of the only distilled
+    one that is compared with it, and where there are several its usual one; it is never solid.
     """
     beside = any(group.role == "distilled" for group in groups)
     own = [group for group in groups if group.role == ("distilled" if beside else "ce_only")]
     variants, students = number_unique(group.variant for group in own), number_unique(group.student for group in own)
     used: Counter[str] = Counter()
     styles = {}
-    for group in groups:
-        if group in own:
-            number = variants[group.variant] if len(variants) > 1 else students[group.student]
-            number %= len(VARIANT_COLORS)
-            style, dashes = role_style("distilled", number + used[VARIANT_COLORS[number]] * len(VARIANT_COLORS)), DASHES
-        elif group.role == "ce_only":
-            style, dashes = role_style("ce_only"), CE_ONLY_DASH_PATTERNS
-        else:
-            continue
-        styles[group.label] = style | {"dash": dashes[used[style["color"]] % len(dashes)]}
+    for group in own:
+        number = variants[group.variant] if len(variants) > 1 else students[group.student]
+        number %= len(VARIANT_COLORS)
+        style = role_style("distilled", number + used[VARIANT_COLORS[number]] * len(VARIANT_COLORS))
+        styles[group.label] = style | {"dash": DASHES[used[style["color"]] % len(DASHES)]}
         used[style["color"]] += 1
-    return styles
+    used.clear()
+    for group in groups if beside else ():
+        if group.role == "ce_only":
+            taught = [other for other in own if baseline_of(other, "ce_only", groups) is group]
+            style = role_style("ce_only") | ({"color": styles[taught[0].label]["color"]} if len(taught) == 1 else {})
+            styles[group.label] = style | {"dash": CE_ONLY_DASH_PATTERNS[used[style["color"]] % len(CE_ONLY_DASH_PATTERNS)]}
+            used[style["color"]] += 1
+    return {group.label: styles[group.label] for group in groups if group.label in styles}
 
 
 def linestyle(dash: Dash) -> Any:

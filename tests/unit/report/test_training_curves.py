@@ -2,13 +2,15 @@
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+import pytest
 from helpers.synthetic_results import build
 
 from distill_lit.analysis.results import load_results
 from distill_lit.analysis.scores import compute_scores
 from distill_lit.config.evaluation import AnalysisConfig
-from distill_lit.report.figures.training_curves import curves_finding, seed_band
+from distill_lit.report.figures.training_curves import curves_figure, curves_finding, seed_band, spread
 
 FAST = AnalysisConfig(n_resamples=100)
 
@@ -48,3 +50,31 @@ def test_kls_to_several_teachers_are_not_one_distance(tmp_path: Path) -> None:
     loss = "at a lower loss on the text (4.50 nats; without it 4.60)"
     near = "nearer to the teacher (0.80 to 1.40 nats; without it 1.50 to 2.10)"
     assert said == {3.0: f"With the teacher students end {near} and {loss}", 3.5: f"With the teacher students end {loss}"}
+
+
+def test_labels_that_would_touch_are_moved_apart_as_little_as_possible() -> None:
+    assert spread([1.0, 5.0], 1.0) == [1.0, 5.0]
+    assert spread([2.0, 2.0], 1.0) == [1.5, 2.5]
+    assert spread([1.0, 1.2, 9.0], 1.0) == pytest.approx([0.6, 1.6, 9.0])
+
+
+def test_curves_name_their_ends_the_teacher_and_the_border_of_stages(tmp_path: Path) -> None:
+    """A student of two stages beside the same without teacher: one color for both, dashes and thin on top without it."""
+    folder = build(tmp_path, documents=10, students={"d15": 0.8})
+    runs = pd.read_csv(folder / "runs.csv").assign(num_layers=15, val_teacher_nll=3.8)
+    early = runs[runs["role"] == "ce_only"].assign(model="early", student="d15_after_d22", num_layers=22, status="missing")
+    pd.concat([early, runs]).to_csv(folder / "runs.csv", index=False)
+    steps = [(0, 5.0), (5, 4.0), (5, 4.5), (10, 4.1)]
+    rows = [(model, step, loss) for model in ("d15-distilled-0", "d15-ce_only-0") for step, loss in steps]
+    curves = pd.DataFrame(rows, columns=["model", "step", "validation/student_nll"])
+    (axes,) = curves_figure(compute_scores(load_results(folder), FAST), curves).axes
+    lines = {line.get_label(): line for line in axes.get_lines()}
+    distilled, without = lines["d15 distilled"], lines["d15 without teacher"]
+    assert distilled.get_color() == without.get_color()
+    assert (distilled.get_linestyle(), without.get_linestyle()) == ("-", "--")
+    assert without.get_linewidth() < distilled.get_linewidth() and without.get_zorder() > distilled.get_zorder()
+    assert 3.8 in [line.get_ydata()[0] for line in axes.get_lines()]
+    places = {text.get_text(): text.xy for text in axes.texts}
+    assert set(places) == {"d15", "teacher", "after d22: 22 → 15 layers"}
+    assert places["after d22: 22 → 15 layers"][0] == 100_000  # tokens, half of them
+    assert np.diff([places["teacher"][1], places["d15"][1]]) > 0

@@ -35,7 +35,7 @@ from distill_lit.report.tables.inference_cost import cost_table
 from distill_lit.report.tables.long_tail import calibration_table, flip_table, with_adjusted_p
 from distill_lit.report.tables.score_notes import ties_note
 from distill_lit.report.tables.scores import score_table
-from distill_lit.report.verdict import StudentVerdict, _short_names, outcome, verdict_numbers
+from distill_lit.report.verdict import StudentVerdict, outcome, short_names, verdict_numbers
 
 FAST = AnalysisConfig(n_resamples=300)
 STUDENTS = {"d24": 0.3, "d18": 0.6, "d12": 0.9, "d6": 1.2}
@@ -306,7 +306,7 @@ def test_students_are_named_as_short_as_tells_them_apart() -> None:
 
     def names(*pairs: tuple[str, str]) -> list[str]:
         groups = [ModelGroup("distilled", s, _point(v), ("m",), (0,), 1, f"{s} {v}", variant=v) for s, v in pairs]
-        return list(_short_names(groups, ReportConfig(labels=labels)).values())
+        return list(short_names(groups, ReportConfig(labels=labels)).values())
 
     assert names(("deep", ""), ("shallow", "")) == ["deep", "shallow"]
     assert names(("deep", "kind=kl"), ("deep", "kind=tv")) == ["kl", "tv"]
