@@ -389,6 +389,7 @@ def test_models_of_one_cost_share_a_tick_and_those_that_look_alike_are_ranked() 
     ]  # fmt: skip
     assert not is_crowded(frame)
     second = frame.iloc[[2]].assign(student="b")
+    assert is_crowded(pd.concat([frame, second.assign(variant="v")]).assign(cost=1.0))  # a single column
     assert is_crowded(pd.concat([frame, second]))
     assert not is_crowded(pd.concat([frame, second.assign(variant="v")]))  # another color
     assert is_crowded(pd.concat([frame, second.assign(role="ce_only"), second.assign(role="ce_only", variant="v")]))

@@ -21,13 +21,14 @@ MAX_MODELS_PER_COST = 3  # trained models of one kind and cost, above which they
 
 
 def is_crowded(frame: pd.DataFrame) -> bool:
-    """Whether more than MAX_MODELS_PER_COST models, all distilled or none, share a cost, or two that look the same: of one
-    role and, where distilled, one variant. frame: that of `pareto_frontier`."""
+    """Whether all models have one cost, or more than MAX_MODELS_PER_COST, all distilled or none, or two that look the same:
+    of one role and, where distilled, one variant. frame: that of `pareto_frontier`."""
     trained = frame[frame["role"].isin(["distilled", "ce_only"])]
     students = deduplicate_untrained(frame[frame["role"].isin(ROLE_SHIFT)])
     look = students["variant"].where(students["role"] == "distilled", "")
-    is_crowded = (trained.groupby(["role", "cost"]).size() > MAX_MODELS_PER_COST).any()
-    return bool(is_crowded or students.assign(look=look).duplicated(["role", "look", "cost"]).any())
+    is_column = len(trained) > 1 and frame["cost"].nunique() == 1
+    are_many = (trained.groupby(["role", "cost"]).size() > MAX_MODELS_PER_COST).any()
+    return bool(is_column or are_many or students.assign(look=look).duplicated(["role", "look", "cost"]).any())
 
 
 def ranking_figure(

@@ -35,7 +35,6 @@ PANELS = (
 )
 MAX_END_LABELS = 12  # lines that are named at their ends; of more the legend tells
 LABEL_HEIGHT = 0.055  # of a panel
-Band = pd.DataFrame  # over tokens: mean, min, max
 
 
 def curves_figure(scores: Scores, curves: pd.DataFrame) -> Any:
@@ -68,7 +67,9 @@ def curves_figure(scores: Scores, curves: pd.DataFrame) -> Any:
     return figure
 
 
-def _draw_lines(axes: Any, groups: list[ModelGroup], bands: dict[str, Band], styles: dict[str, dict[str, Any]]) -> None:
+def _draw_lines(
+    axes: Any, groups: list[ModelGroup], bands: dict[str, pd.DataFrame], styles: dict[str, dict[str, Any]]
+) -> None:
     """Students without teacher are thin and on top, so that both are seen where they lie on each other."""
     is_beside = any(group.role == "distilled" for group in groups)
     for group in groups:
@@ -83,9 +84,9 @@ def _draw_lines(axes: Any, groups: list[ModelGroup], bands: dict[str, Band], sty
     axes.xaxis.set_major_formatter(lambda tokens, _: format_count(tokens))
 
 
-def _mark_stages(axes: Any, scores: Scores, groups: list[ModelGroup], bands: dict[str, Band]) -> None:
+def _mark_stages(axes: Any, scores: Scores, groups: list[ModelGroup], bands: dict[str, pd.DataFrame]) -> None:
     """A line where a student's next stage begins, with the name of the last one."""
-    borders = {}
+    borders: dict[float, str] = {}
     for group in groups:
         places = bands[group.label].index
         found = [float(x) for x in places[places.duplicated()].unique()]
@@ -107,7 +108,7 @@ def _stage_borders(runs: pd.DataFrame, student: str) -> list[str]:
     return [f"after {name.removeprefix(start)}{cut}" for name, cut in zip(models[:-1], cuts, strict=True)]
 
 
-def _name_ends(axes: Any, scores: Scores, groups: list[ModelGroup], bands: dict[str, Band], name: str) -> None:
+def _name_ends(axes: Any, scores: Scores, groups: list[ModelGroup], bands: dict[str, pd.DataFrame], name: str) -> None:
     """The students' short names where their lines end, one for both of a color; beside losses those of teachers."""
     distilled = [group for group in groups if group.role == "distilled"]
     names = _end_names(scores, distilled or groups)
@@ -158,11 +159,12 @@ def _teacher_losses(scores: Scores, distilled: list[ModelGroup], names: dict[str
 
 
 def _teacher_name(scores: Scores, taught: list[ModelGroup], names: dict[str, str]) -> str:
-    """A teacher's name in the grid, else whom it teaches."""
+    """A teacher's name in the grid, else whom it teaches, or whose text that is."""
     values = {dict(group.grid_point).get("grid.teacher", "") for group in taught}
     if len(values) == 1 and (value := values.pop()):
         return value if value == "teacher" else f"teacher: {value}"
-    return f"{teacher_label(scores)} of {join_words([names[group.label] for group in taught])}"
+    whose = "on the text of" if has_different_validation_data(scores.results.runs) else "of"
+    return f"{teacher_label(scores)} {whose} {join_words([names[group.label] for group in taught])}"
 
 
 def spread(places: list[float], least: float) -> list[float]:
@@ -205,7 +207,7 @@ def seed_band(curves: pd.DataFrame, name: str) -> pd.DataFrame:
     return known.groupby(["step", place])[name].agg(["mean", "min", "max"]).droplevel(1)
 
 
-def _over_tokens(scores: Scores, group: ModelGroup, curves: pd.DataFrame, name: str) -> Band:
+def _over_tokens(scores: Scores, group: ModelGroup, curves: pd.DataFrame, name: str) -> pd.DataFrame:
     own = curves[curves["model"].isin(group.models)]
     band, tokens = seed_band(own, name), group_cost(group, scores.results, "training_tokens")
     last = float(own["step"].max())  # of all quantities: not each has one there
