@@ -8,7 +8,10 @@ from distill_lit.config.fields import Bool, Count, Dtype, Float, Int, Text, conf
 from distill_lit.config.key_paths import HOLDS_PATHS
 from distill_lit.config.probes import ProbeConfig
 
-EndpointName = Literal["accuracy", "margin", "p_gold", "bits_per_byte", "probe_bits_per_byte", "probe_kl"]
+EndpointName = Literal[
+    "accuracy", "margin", "p_gold", "bits_per_byte",
+    "probe_bits_per_byte", "probe_kl", "probe_draft_acceptance", "probe_agreement",
+]  # fmt: skip
 
 
 @config_section
@@ -101,7 +104,8 @@ class AnalysisConfig:
     primary_endpoint: EndpointName = Field(
         default="accuracy",
         description="what decides, declared before the run: accuracy (each task's metric); length-normalized margin, "
-        "probability or bits per byte of the right answer; bits per byte or KL of the probes; the rest is secondary",
+        "probability or bits per byte of the right answer; of the probes bits per byte, KL, draft acceptance by the teacher "
+        "or agreement with it; the rest is secondary",
     )
     num_strata: Int = Field(default=5, ge=2, le=20, description="quantile groups of an axis, within a task")
     false_discovery_rate: Float = Field(default=0.05, gt=0, le=0.5, description="rate q of Benjamini-Hochberg")

@@ -31,7 +31,7 @@ BASELINE_OF = {"without_teacher": "ce_only", "before_training": "untrained", "te
 STUDENT, ROLE = "student", "role"  # keys of `models` beside those of the grid
 COMPARED_ROLES = ("distilled", "ce_only", "untrained")
 VALIDATION_ENDPOINTS = ("val_kl", "val_ce")  # of each model as a whole, on rows of the corpus that no student reads
-HypothesisEndpoint = Literal[EndpointName, "probe_draft_acceptance", "probe_agreement", "val_kl", "val_ce", ""]
+HypothesisEndpoint = Literal[EndpointName, "val_kl", "val_ce", ""]
 Expectation = Literal["better", "worse", "equal", "not_better", "not_worse"]
 NEEDS_MARGIN = ("equal", "not_better", "not_worse")
 OpponentOrChanges = Annotated[
@@ -61,9 +61,8 @@ class HypothesisConfig:
     )
     endpoint: HypothesisEndpoint = Field(
         default="",
-        description="one of `analysis.primary_endpoint`, which is the default; draft acceptance by the teacher or "
-        "agreement with it on the probes; or val_kl, val_ce: KL to it and loss on held-out rows of the corpus, nats "
-        "per token",
+        description="one of `analysis.primary_endpoint`, which is the default; or val_kl, val_ce: KL to the teacher and loss "
+        "on held-out rows of the corpus, nats per token",
     )
     tasks: list[Text] = Field(
         default_factory=list, description="tasks or probes to average over; empty: all that the average is over"
