@@ -123,17 +123,17 @@ def derive_stages(config: ExperimentConfig) -> dict[str, Recipe]:
 def _stage_changes(config: ExperimentConfig) -> dict[str, Tree]:
     """{stage: what it changes}, with the one that `quantize` of the student adds. One with `quantize: none`, as a value of
     the grid may be, leaves its model as it is and is none."""
-    for number, (stage, spec) in enumerate(config.stages.items()):
-        if "quantize" in spec and (len(spec) > 1 or number == 0):
-            raise UserError(f"stages.{stage}: `quantize` is a stage of its own, after the one that trains")
     shape = config.students[config.student]
-    specs = {stage: spec for stage, spec in config.stages.items() if spec != {"quantize": "none"}}
-    if shape.quantize == "none":
-        return specs
-    if QUANTIZE_STAGE in config.stages:
+    if shape.quantize != "none" and QUANTIZE_STAGE in config.stages:
         raise UserError(
             f"stages.{QUANTIZE_STAGE}: students.{config.student}.quantize adds a stage of this name; rename yours"
         )
+    for number, (stage, spec) in enumerate(config.stages.items()):
+        if "quantize" in spec and (len(spec) > 1 or number == 0):
+            raise UserError(f"stages.{stage}: `quantize` is a stage of its own, after the one that trains")
+    specs = {stage: spec for stage, spec in config.stages.items() if spec != {"quantize": "none"}}
+    if shape.quantize == "none":
+        return specs
     return (specs or {FULL_PRECISION: {}}) | {QUANTIZE_STAGE: {"quantize": shape.quantize}}
 
 

@@ -60,5 +60,5 @@ def check_primary_endpoint(folder: Path, analysis: AnalysisConfig) -> None:
         return
     if declared != analysis.primary_endpoint:
         raise UserError(
-            f"analysis.primary_endpoint: it was declared before the run, as {declared}; all others are in endpoints.csv"
+            f"analysis.primary_endpoint: it is declared in plan.yaml, as {declared}; all others are in endpoints.csv"
         )

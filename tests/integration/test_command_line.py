@@ -164,7 +164,7 @@ def test_no_command_declares_another_endpoint_once_results_are_seen(command: str
     plan = (root / "results/tiny/plan.yaml").read_text()
     result = run(command, str(file), "--root", str(root), "analysis.primary_endpoint=margin")
     assert result.returncode == 2
-    assert "analysis.primary_endpoint: it was declared before the run, as accuracy" in " ".join(result.stderr.split())
+    assert "analysis.primary_endpoint: it is declared in plan.yaml, as accuracy" in " ".join(result.stderr.split())
     assert (root / "results/tiny/plan.yaml").read_text() == plan
 
 
