@@ -172,7 +172,7 @@ def _wald(means: FloatArray, variances: _Variances) -> tuple[float, float, float
     even = (np.eye(many) - 1 / many) * (total - documents.variance) / (many - 1)
     df = total**2 / float(((variances.documents + even) ** 2).sum())
     squares = float(((means - means.mean()) ** 2).sum())
-    spread = SeedSpread.of(documents, variances.seeds, variances.interaction)
+    spread = SeedSpread.of(documents, (variances.seeds,), variances.interaction)
     return squares / total, df, spread.average(lambda variance, of_it: special.fdtrc(df, of_it, squares / variance))
 
 

@@ -23,6 +23,7 @@ from distill_lit.analysis.array_types import FloatArray
 from distill_lit.analysis.significance import REPLICATE_TOLERANCE, Interval, rule_of_three, student_quantile
 
 MOST_STANDARD_ERRORS = 1e12  # beyond which no quantile is sought
+NODES, FEW_NODES = 96, 48  # values of a variance; of each of several
 
 
 @dataclass(frozen=True)
@@ -51,13 +52,17 @@ class Component:
 
 @dataclass(frozen=True)
 class CrossedEstimate:
-    """A mean over documents and seeds. `documents` and `seeds` are variances of the mean that hold `interaction` both."""
+    """A mean over documents and seeds. `documents` and `seeds` are variances of the mean that hold `interaction` both.
+
+    seed_parts: independent ones whose sum `seeds` is, where there are several: each with its own few degrees of freedom.
+    """
 
     value: float
     documents: Component
     seeds: Component
     interaction: Component
     num_seeds: int  # of the block with the fewest
+    seed_parts: tuple[Component, ...] = ()
 
     @property
     def covers_seeds(self) -> bool:
@@ -77,7 +82,7 @@ class CrossedEstimate:
     @cached_property
     def spread(self) -> "SeedSpread":
         """The variances that the mean may have."""
-        return SeedSpread.of(self.documents, self.seeds, self.interaction)
+        return SeedSpread.of(self.documents, self.seed_parts or (self.seeds,), self.interaction)
 
     def interval(self, confidence: float = 0.95) -> Interval:
         """Two-sided; NaN bounds where nothing varies that could be measured."""
@@ -107,13 +112,15 @@ class CrossedEstimate:
         return self.spread.probability_below(self.value - null)
 
     def repeated(self, factor: float) -> "CrossedEstimate":
-        """What `factor` times as many documents and seeds would be expected to find."""
+        """What `factor` times as many documents and seeds would be expected to find, the seeds by themselves."""
 
-        def more(part: Component, drawn: float) -> Component:
-            return Component(part.variance / factor, (part.df + drawn) * factor - drawn)
+        def more(part: Component) -> Component:
+            return Component(part.variance / factor, (part.df + 1) * factor - 1)
 
-        seeds, interaction = more(self.seeds, 1.0), more(self.interaction, 0.0)
-        return replace(self, documents=more(self.documents, 1.0), seeds=seeds, interaction=interaction)
+        drawn = self.num_seeds if self.num_seeds > 1 else self.seeds.df + 1
+        seeds = Component(self.seeds.variance / factor, drawn * factor - 1)
+        interaction = Component(self.interaction.variance / factor, self.interaction.df * factor)
+        return replace(self, documents=more(self.documents), seeds=seeds, interaction=interaction, seed_parts=())
 
     def detectable(self, alpha: float = 0.05, power: float = 0.8) -> float:
         """The smallest true difference from 0 that a two-sided test at `alpha` finds with `power`, by this variance."""
@@ -134,12 +141,16 @@ class SeedSpread:
     weights: FloatArray
 
     @classmethod
-    def of(cls, documents: Component, seeds: Component, interaction: Component) -> "SeedSpread":
-        """Documents alone where nothing is known of the seeds."""
-        shares, weights = chi_square_nodes(seeds.df) if np.isfinite(seeds.df) else (np.ones(1), np.ones(1))
-        of_seeds = (0.0 if np.isnan(seeds.variance) else seeds.variance) / shares
+    def of(cls, documents: Component, seeds: Sequence[Component], interaction: Component) -> "SeedSpread":
+        """seeds: independent parts of their variance. Documents alone where nothing is known of them."""
+        of_seeds, weights = np.zeros(1), np.ones(1)
+        known = [part for part in seeds if part.variance > 0]
+        for part in known:
+            shares, own = chi_square_nodes(part.df, NODES if len(known) == 1 else FEW_NODES)
+            of_seeds = np.add.outer(of_seeds, part.variance / shares).ravel()
+            weights = np.multiply.outer(weights, own).ravel()
         total = np.maximum(documents.variance + np.fmax(of_seeds - interaction.variance, 0.0), of_seeds)
-        with np.errstate(divide="ignore"):
+        with np.errstate(divide="ignore", over="ignore"):
             df = documents.df * (total / documents.variance) ** 2 if documents.variance else np.full(len(total), np.inf)
         return cls(total, np.asarray(df), weights)
 
@@ -157,6 +168,8 @@ class SeedSpread:
             return float(student_quantile(probability, self.document_df[0]) * np.sqrt(self.variances[0]))
         from scipy import optimize  # a third of a second, which plans of one seed do without
 
+        if probability == 0.5:
+            return 0.0
         if probability < 0.5:
             return -self.quantile(1 - probability, scale)
         high = scale
@@ -166,8 +179,10 @@ class SeedSpread:
 
 
 @lru_cache
-def chi_square_nodes(df: float, count: int = 96) -> tuple[FloatArray, FloatArray]:
+def chi_square_nodes(df: float, count: int) -> tuple[FloatArray, FloatArray]:
     """Values of χ²/df and their weights: trapezoids on its logarithm, from where a billionth of it lies below."""
+    if not np.isfinite(df):
+        return np.ones(1), np.ones(1)
     low, high = (np.log(special.chdtri(df, p) / df) for p in (1 - 1e-9, 1e-9))
     points = np.linspace(low, high, count)
     density = np.exp(df / 2 * (points - np.exp(points) + 1))
@@ -190,10 +205,10 @@ def satterthwaite(parts: Sequence[Component], variance: float) -> float:
     return variance**2 / spread if spread > 0 else float("inf")
 
 
-def crossed_estimate(tasks: Sequence[TaskValues], pooled_seeds: Component | None = None) -> CrossedEstimate:
+def crossed_estimate(tasks: Sequence[TaskValues], pooled_seeds: Sequence[Component] = ()) -> CrossedEstimate:
     """The sum over tasks, which have documents of their own and share their seeds. NaN without tasks or with NaN values.
 
-    pooled_seeds: the seeds' part where it is known from more models than these (`pooled_seeds.pooled_seeds`).
+    pooled_seeds: the seeds' parts where they are known from more models than these (`pooled_seeds.pooled_seeds`).
     """
     if not tasks or any(not block.size or np.isnan(block).any() for task in tasks for block in task.blocks):
         return NONE
@@ -210,8 +225,9 @@ def crossed_estimate(tasks: Sequence[TaskValues], pooled_seeds: Component | None
     fewest = min(block.shape[1] for block in tasks[0].blocks)
     if not seed_parts:
         return CrossedEstimate(float(value), documents, NOT_KNOWN, NOT_KNOWN, fewest)
-    seeds = pooled_seeds or sum_components(seed_parts)
-    return CrossedEstimate(float(value), documents, seeds, sum_components(interactions), fewest)
+    parts = tuple(pooled_seeds or seed_parts)
+    interaction = sum_components(interactions)
+    return CrossedEstimate(float(value), documents, sum_components(parts), interaction, fewest, parts)
 
 
 def sum_components(parts: Sequence[Component]) -> Component:

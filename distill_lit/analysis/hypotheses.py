@@ -13,7 +13,7 @@ import numpy as np
 from scipy import optimize
 
 from distill_lit.analysis.compared_models import NotTestable, compared_pairs, mean_contrast
-from distill_lit.analysis.crossed_variance import NONE, NOT_KNOWN, Component, CrossedEstimate
+from distill_lit.analysis.crossed_variance import NONE, NOT_KNOWN, Component, CrossedEstimate, sum_components
 from distill_lit.analysis.endpoints import (
     ACCURACY,
     ACCURACY_ENDPOINT,
@@ -107,7 +107,7 @@ def _decided(
     """level: of Holm's first step, at which differences are to be detectable."""
     asked, seeds, detectable = endpoint_of(hypothesis, analysis), one.estimate.num_seeds, one.estimate.detectable(level)
     distance = _distance(one.estimate.value, hypothesis.expect, one.margin, ENDPOINTS[asked].higher_is_better)
-    factor = max(_deciding_factor(one.estimate, distance, level), MIN_SEEDS / max(seeds, 1))
+    factor = _deciding_factor(one.estimate, distance, level, max(MIN_SEEDS / max(seeds, 1), 1.0))
     outcome, reason = _outcome(one, p_adjusted <= analysis.alpha, distance >= detectable)
     return HypothesisTest(
         name=name,
@@ -127,16 +127,18 @@ def _decided(
     )
 
 
-def _deciding_factor(estimate: CrossedEstimate, distance: float, level: float) -> float:
-    """How many times the documents and seeds would find this distance at `level` with 80% power; at least 1, infinite above
-    MOST_REPEATED."""
+def _deciding_factor(estimate: CrossedEstimate, distance: float, level: float, least: float) -> float:
+    """How many times the documents and seeds, at least `least`, would find this distance at `level` with 80% power;
+    infinite above MOST_REPEATED."""
 
     def is_found(factor: float) -> bool:
         return estimate.repeated(factor).detectable(level) <= distance
 
     if not is_found(MOST_REPEATED):
         return float("inf")
-    return 1.0 if is_found(1.0) else float(optimize.bisect(lambda x: is_found(x) - 0.5, 1.0, MOST_REPEATED, rtol=1e-3))
+    if is_found(least):
+        return least
+    return float(optimize.bisect(lambda x: is_found(x) - 0.5, least, MOST_REPEATED, rtol=1e-3))
 
 
 def _estimated(scores: Scores, hypothesis: HypothesisConfig, by_endpoint: dict[str, Scores | None]) -> _Estimated:
@@ -209,8 +211,8 @@ def _validation_estimate(scores: Scores, contrast: Contrast, column: str) -> Cro
         return CrossedEstimate(value, NOT_KNOWN, NOT_KNOWN, NOT_KNOWN, 1)
     none = Component(0.0, float("inf"))
     own = Component(sum(float(block.var(ddof=1)) / block.shape[1] for block in blocks), seeds - 1)
-    spread = pooled_seeds(scores, contrast, lambda: values[0]) or own
-    return CrossedEstimate(value, none, spread, none, seeds)
+    parts = pooled_seeds(scores, contrast, lambda: values[0]) or (own,)
+    return CrossedEstimate(value, none, sum_components(parts), none, seeds, parts)
 
 
 def _region_p(estimate: CrossedEstimate, expect: str, margin: float, higher_is_better: bool) -> tuple[float, float]:

@@ -144,8 +144,11 @@ class Scores:
         for g, group in enumerate(self.groups):
             seeds, estimate = len(group.models), self.macro_estimate(g)
             if estimate.covers_seeds:
-                part = max(estimate.variance - estimate.documents.variance, 0.0) / max(estimate.seeds.variance, 1e-30)
-                own = (self.seed_averages(g) - self.macro(g)) * (part / seeds) ** 0.5 / seeds**0.5
+                own = self.seed_averages(g) - self.macro(g)
+                if np.ptp(own) < st.REPLICATE_TOLERANCE:  # a spread that is known from other students
+                    own = np.linspace(-1.0, 1.0, seeds)
+                beside_documents = max(estimate.variance - estimate.documents.variance, 0.0)
+                own = own * (beside_documents / own.var(ddof=1) / seeds) ** 0.5
                 draws[:, g] += multiplier_draws(own[:, None], self.analysis.n_resamples, str(group.seeds or group.label))[
                     :, 0
                 ]

@@ -23,12 +23,13 @@ def test_two_seeds_have_the_spread_of_all_trained_students(simulation: ModuleTyp
     trained = [g for g, group in enumerate(scores.groups) if len(group.models) == 2]
     table = np.array([means[scores.columns_by_seed(g)] for g in trained])
     rest = table - table.mean(1, keepdims=True) - table.mean(0) + table.mean()
-    found = pooled_seeds(scores, difference_of(trained[0], trained[1]), lambda: means)
+    (found,) = pooled_seeds(scores, difference_of(trained[0], trained[1]), lambda: means)
     # a difference of two: twice the rest's mean square (2 degrees of freedom) over 2 seeds
     assert (found.variance, found.df) == pytest.approx(((rest**2).sum() / 2, 2))
     # one alone: its share of the seeds' mean square and of the rest's, which is the mean of the students' own variances
     alone = pooled_seeds(scores, {trained[0]: 1.0}, lambda: means)
-    assert alone.variance == pytest.approx(table.var(axis=1, ddof=1).mean() / 2)
+    assert sum(part.variance for part in alone) == pytest.approx(table.var(axis=1, ddof=1).mean() / 2)
+    assert [part.df for part in alone] == [1, 2]
     assert scores.task_estimate(0, trained[0], trained[1]).seeds == found
     teacher = scores.teacher  # has no seeds, and changes nothing
     assert pooled_seeds(scores, difference_of(trained[0], teacher), lambda: means) == alone
@@ -37,7 +38,7 @@ def test_two_seeds_have_the_spread_of_all_trained_students(simulation: ModuleTyp
 def test_three_seeds_stand_for_themselves(simulation: ModuleType) -> None:
     scores = scores_with(simulation, 3)
     means = scores.responses.tasks[0].correct.mean(axis=0)
-    assert pooled_seeds(scores, difference_of(1, 2), lambda: means) is None
+    assert pooled_seeds(scores, difference_of(1, 2), lambda: means) == ()
     assert scores.task_estimate(0, 1, 2).seeds.df == 2
 
 
@@ -48,8 +49,9 @@ def test_students_whose_values_are_missing_are_left_out(simulation: ModuleType) 
     means[scores.model_columns(len(scores.groups) - 1)] = np.nan
     assert last.role in ("distilled", "ce_only")
     first, second, missing = (g for g, group in enumerate(scores.groups) if len(group.models) == 2)
-    assert pooled_seeds(scores, difference_of(first, second), lambda: means).df == 1
-    assert pooled_seeds(scores, difference_of(first, missing), lambda: means) is None
+    (known,) = pooled_seeds(scores, difference_of(first, second), lambda: means)
+    assert known.df == 1
+    assert pooled_seeds(scores, difference_of(first, missing), lambda: means) == ()
 
 
 def test_an_axis_of_two_seeds_knows_their_spread_from_all_students(simulation: ModuleType) -> None:
@@ -64,3 +66,19 @@ def test_an_axis_of_two_seeds_knows_their_spread_from_all_students(simulation: M
 
 def test_no_task_gives_no_estimate(simulation: ModuleType) -> None:
     assert np.isnan(scores_with(simulation, 2).contrast_estimate(difference_of(1, 2), []).value)
+
+
+def test_what_all_seeds_share_makes_no_student_certain_to_differ_from_a_teacher(simulation: ModuleType) -> None:
+    # with one number of degrees of freedom for both parts it would be eight in a hundred, and one at p ≤ .001
+    assert simulation.shared_seed_tails(np.random.default_rng(0), 200, 0.05) <= 0.085
+    assert simulation.shared_seed_tails(np.random.default_rng(0), 200, 0.001) <= 0.005
+
+
+def test_a_student_whose_seeds_differ_far_more_stands_for_itself(simulation: ModuleType) -> None:
+    scores = scores_with(simulation, 2)
+    first, second, third = (g for g, group in enumerate(scores.groups) if len(group.models) == 2)
+    means = np.zeros(len(scores.responses.models))
+    for g, values in {first: (0.30, 0.301), second: (0.40, 0.402), third: (0.2, 0.6)}.items():
+        means[scores.columns_by_seed(g)] = values
+    assert pooled_seeds(scores, difference_of(first, third), lambda: means) == ()
+    assert pooled_seeds(scores, difference_of(first, second), lambda: means)  # with the third's, too wide by far
