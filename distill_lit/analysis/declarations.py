@@ -37,10 +37,13 @@ def hypothesis_digest(hypothesis: HypothesisConfig, analysis: AnalysisConfig) ->
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def declared_names(hypotheses: Mapping[str, HypothesisConfig], analysis: AnalysisConfig) -> dict[str, str]:
-    """{digest: name} of all that an experiment declares: its hypotheses, and an endpoint that is not the default one."""
+def declared_names(
+    hypotheses: Mapping[str, HypothesisConfig], analysis: AnalysisConfig, planned_endpoint: str = ""
+) -> dict[str, str]:
+    """{digest: name} of all that an experiment declares: its hypotheses, and an endpoint that is neither the default one nor
+    `planned_endpoint`, which its results hold already."""
     names = {hypothesis_digest(one, analysis): name for name, one in hypotheses.items()}
-    if analysis.primary_endpoint != AnalysisConfig().primary_endpoint:
+    if analysis.primary_endpoint not in (AnalysisConfig().primary_endpoint, planned_endpoint):
         names[_endpoint_digest(analysis)] = "primary_endpoint"
     return names
 
@@ -52,12 +55,11 @@ def _endpoint_digest(analysis: AnalysisConfig) -> str:
 def endpoint_declaration(
     known: Mapping[str, Declaration], hypotheses: Mapping[str, HypothesisConfig], analysis: AnalysisConfig
 ) -> Declaration | None:
-    """The first record of the primary endpoint: its own, or that of a hypothesis whose rule it is part of. None without
-    one, as in older results."""
-    digests = [_endpoint_digest(analysis)]
-    digests += [hypothesis_digest(one, analysis) for one in hypotheses.values() if not one.endpoint]
-    found = [known[digest] for digest in digests if digest in known]
-    return min(found, key=lambda one: one.runs_done, default=None)
+    """The first record of the primary endpoint: its own, or that of a hypothesis from before the run whose rule it is part
+    of; a later one may be by an endpoint that was declared long before. None without one, as in older results."""
+    digests = (hypothesis_digest(one, analysis) for one in hypotheses.values() if not one.endpoint)
+    early = (known[digest] for digest in digests if digest in known and not known[digest].runs_done)
+    return next(early, known.get(_endpoint_digest(analysis)))
 
 
 def read_declarations(folder: Path) -> dict[str, Declaration]:
@@ -79,14 +81,11 @@ def _check_types(declarations: Iterable[Declaration]) -> None:
             raise TypeError(one)
 
 
-def declare(
-    folder: Path, hypotheses: Mapping[str, HypothesisConfig], analysis: AnalysisConfig, runs_done: int, runs: int
-) -> dict[str, Declaration]:
+def declare(folder: Path, names: Mapping[str, str], runs_done: int, runs: int) -> dict[str, Declaration]:
     """Notes what the folder does not know yet of `declared_names` as declared now; returns all that it knows. A hypothesis
     that was changed is another one."""
     known = read_declarations(folder)
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
-    names = declared_names(hypotheses, analysis)
     found = {digest: Declaration(name, today, runs_done, runs) for digest, name in names.items()}
     if found.keys() - known.keys():
         known = found | known

@@ -39,7 +39,6 @@ from distill_lit.config.schema import ExperimentConfig
 from distill_lit.config.training import ObjectiveConfig
 from distill_lit.utils.exceptions import UserError, suggest
 
-BASE_TEACHER = "teacher"  # stands for the experiment's own teacher, wherever a reference to a model may stand
 SECTIONS = ("teacher", "data", "objective", "training", "on_policy")
 STUDENT_KEYS = tuple(fields_by_key(StudentConfig))
 MODEL_KEYS = ("student", "seed", "stages", *SECTIONS, *STUDENT_KEYS)

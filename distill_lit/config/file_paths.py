@@ -2,43 +2,57 @@
 
 import os
 import re
+from collections.abc import Callable, Container
 from pathlib import Path
 from typing import Any
 
 from distill_lit.config.grid_points import EXCLUDE, INCLUDE, zipped_keys
 from distill_lit.config.key_paths import holds_paths
 
+REFERENCE_KEYS = ("teacher", "model", "from", "perplexity_model")  # they name a model of the experiment, or are a path
+PlaceText = Callable[[str, str], str]  # (dotted key, text at it) → the text as it is from the current folder
 
-def place_paths(root: Any, tree: Any, folder: Path, where: str = "") -> Any:
+
+def place_paths(root: Any, tree: Any, folder: Path, models: Container[str] = ()) -> Any:
     """A tree, as a file in `folder` says it, with every relative path as it is found from the current folder. root: the
-    section that the tree is of; where: the dotted key at which it is.
+    section that the tree is of; models: names that the experiment gives to models, which are no paths where a model is
+    referred to.
 
     A path that is not there, and one of another kind (`hf:`, `$SCRATCH/…`), stays as it is.
     """
+
+    def place(key: str, text: str) -> str:
+        is_name = text in models and key.rpartition(".")[2] in REFERENCE_KEYS
+        return text if is_name else find_beside(text, folder)
+
+    return _map_paths(root, tree, place, "")
+
+
+def _map_paths(root: Any, tree: Any, place: PlaceText, where: str) -> Any:
     if isinstance(tree, dict):
-        return {name: _place_below(root, item, folder, where, name) for name, item in tree.items()}
+        return {name: _map_below(root, item, place, where, name) for name, item in tree.items()}
     if isinstance(tree, list):
-        return [place_paths(root, item, folder, where) for item in tree]
-    return find_beside(tree, folder) if isinstance(tree, str) and holds_paths(root, where) else tree
+        return [_map_paths(root, item, place, where) for item in tree]
+    return place(where, tree) if isinstance(tree, str) and holds_paths(root, where) else tree
 
 
-def _place_below(root: Any, item: Any, folder: Path, where: str, name: str) -> Any:
+def _map_below(root: Any, item: Any, place: PlaceText, where: str, name: str) -> Any:
     key = f"{where}.{name}" if where else name
     if where != "grid":
-        return place_paths(root, item, folder, key)
+        return _map_paths(root, item, place, key)
     if name in (EXCLUDE, INCLUDE):  # lists of points
-        return place_paths(root, item, folder, "")
+        return _map_paths(root, item, place, "")
     keys = zipped_keys(name)
     if len(keys) > 1 and isinstance(item, list):
-        return [_place_row(root, row, folder, keys) for row in item]
-    return place_paths(root, item, folder, name)
+        return [_map_row(root, row, place, keys) for row in item]
+    return _map_paths(root, item, place, name)
 
 
-def _place_row(root: Any, row: Any, folder: Path, keys: list[str]) -> Any:
+def _map_row(root: Any, row: Any, place: PlaceText, keys: list[str]) -> Any:
     """The values of keys that go together."""
     if not isinstance(row, list) or len(row) != len(keys):
         return row
-    return [place_paths(root, value, folder, key) for key, value in zip(keys, row, strict=True)]
+    return [_map_paths(root, value, place, key) for key, value in zip(keys, row, strict=True)]
 
 
 def find_beside(text: str, folder: Path) -> str:

@@ -26,6 +26,7 @@ from distill_lit.config.key_paths import (
     type_adapter,
     type_at_path,
 )
+from distill_lit.config.models import BASE_TEACHER
 from distill_lit.config.schema import ExperimentConfig
 from distill_lit.config.validation import validate_config
 from distill_lit.config.variants import check_disjoint, choose_variants
@@ -52,7 +53,7 @@ def load_experiment(path: Path, overrides: list[str] | None = None, must_test: b
     must_test: whether its hypotheses must be such that it can test them; not those of results, whose grid overrides may
     have made smaller. Raises UserError for anything wrong in it.
     """
-    layers = _compose(find_experiment(path), ())
+    layers = _placed(_compose(find_experiment(path), ()))
 
     def load(changes: list[str]) -> ExperimentConfig:
         config = _load(ExperimentConfig, layers, changes)
@@ -268,13 +269,22 @@ def _compose(path: Path, trail: tuple[Path, ...]) -> list[Layer]:
     """What a file says, after what its `defaults` say."""
     if path in trail:
         raise UserError(f"defaults form a cycle: {' → '.join(p.stem for p in (*trail, path))}")
-    tree = place_paths(ExperimentConfig, _read(path), path.parent)
+    tree = _read(path)
     names = tree.pop("defaults", None) or []
     if not isinstance(names, list):
         raise UserError(f"{path}: defaults is a list of names below configs/")
     base = [layer for name in names for layer in _compose(_default_path(path, str(name)), (*trail, path))]
     check_nulls(f"{path}: ", tree, _merged(base))
     return [*base, Layer(str(path), tree)]
+
+
+def _placed(layers: list[Layer]) -> list[Layer]:
+    """Files with their paths as they are from the current folder; only all of them together name the models."""
+    files = _merged(layers)
+    named = [_named(files, (section,)) for section in NAMED_SECTIONS]
+    named += [_named(files, ("models", model, "stages")) for model in _named(files, ("models",))]
+    models = {BASE_TEACHER}.union(*named)
+    return [Layer(name, place_paths(ExperimentConfig, tree, Path(name).parent, models)) for name, tree in layers]
 
 
 def _default_path(path: Path, name: str) -> Path:

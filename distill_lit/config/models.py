@@ -22,6 +22,8 @@ from distill_lit.config.key_paths import HOLDS_PATHS
 from distill_lit.config.mixture import MAIN_TEACHER, MixtureConfig
 from distill_lit.config.server import TeacherServerConfig
 
+BASE_TEACHER = "teacher"  # stands for the experiment's own teacher, wherever a reference to a model may stand
+
 
 @config_section
 class TeacherPromptConfig:

@@ -55,13 +55,13 @@ def collect_results(experiment: "Experiment", failed: dict[str, str]) -> Path:
     target, runs_dir = experiment.results_folder, experiment.runs_folder
     models = experiment.models
     done = [run for run in models if is_run_complete(run, runs_dir / run.name)]
+    declared = experiment.declare_hypotheses()  # before there is a plan, which may be from before declarations
     write_text(target / "plan.yaml", to_yaml(experiment.resolved_config))
     rows = [_row(run, runs_dir / run.name, run in done, failed) for run in models]
     rows = [row | (_costs(run, experiment) if run in done else {}) for run, row in zip(models, rows, strict=True)]
     _write_frame(target / "runs.csv", pd.DataFrame(rows))
     _write_frame(target / "curves.csv", _curves(done, experiment))
     _collect_records(experiment, done, target / RECORDS_FILE)
-    declared = experiment.declare_hypotheses()
     if declared:
         write_json(target / DECLARATIONS_FILE, {digest: one._asdict() for digest, one in declared.items()})
     write_json(target / "provenance.json", {run.label: _provenance(run, experiment) for run in done})

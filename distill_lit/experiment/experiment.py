@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from distill_lit import assets
 from distill_lit.config import ExperimentConfig, load_experiment
 from distill_lit.config.hypothesis_validation import refuse_untestable
+from distill_lit.config.primary_endpoint import check_primary_endpoint, planned_endpoint
 from distill_lit.config.roles import Role
 from distill_lit.experiment.grid import GridPoint, expand_points
 from distill_lit.experiment.model_checks import check_against_teacher, check_models, check_services
@@ -224,7 +225,6 @@ class Experiment:
         from distill_lit.experiment.completion import is_run_built, is_run_complete
         from distill_lit.experiment.run import check_sources_unchanged, check_text_unchanged
         from distill_lit.generation.corpus import check_api_keys
-        from distill_lit.report.primary_endpoint import check_primary_endpoint
 
         if any(is_run_complete(run, self.folder_of(run)) for run in self.models):
             check_primary_endpoint(self.results_folder, self.config.analysis)
@@ -267,15 +267,17 @@ class Experiment:
 
     def declare_hypotheses(self) -> "dict[str, Declaration]":
         """Notes those that are new, and the primary endpoint, beside the runs, with how many of these are done; all that
-        were ever declared."""
+        were ever declared. An endpoint that the plan of the results holds already was declared at a time not on record."""
         from distill_lit.analysis.declarations import declare, declared_names
         from distill_lit.experiment.completion import is_run_built, is_run_complete
 
-        if not declared_names(self.config.hypotheses, self.config.analysis):
+        hypotheses, analysis = self.config.hypotheses, self.config.analysis
+        if not declared_names(hypotheses, analysis):
             return {}
         folders = [(run, self.folder_of(run)) for run in self.models]  # a model is done though it is asked other tasks now
         done = sum(is_run_built(run, folder) or is_run_complete(run, folder) for run, folder in folders)
-        return declare(self.runs_folder, self.config.hypotheses, self.config.analysis, done, len(self.models))
+        names = declared_names(hypotheses, analysis, planned_endpoint(self.results_folder))
+        return declare(self.runs_folder, names, done, len(self.models))
 
     def runs_with_dependencies(self, roles: Collection[Role]) -> list[Run]:
         """The runs of these roles, and that are chosen, and what they depend on; all runs where no role is named."""
@@ -350,7 +352,6 @@ class Experiment:
         another primary endpoint than was declared.
         """
         from distill_lit.experiment.run_state import DONE, FAILED
-        from distill_lit.report.primary_endpoint import check_primary_endpoint
 
         statuses = self.statuses()
         if all(statuses[run.name][0] != DONE for run in self.models):

@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 from distill_lit.config import ExperimentConfig, OnPolicyConfig, TeacherConfig, TermConfig
 from distill_lit.config.derivation import (
-    BASE_TEACHER,
     Recipe,
     derive_model,
     derive_stages,
@@ -21,6 +20,7 @@ from distill_lit.config.derivation import (
     with_one_teacher,
 )
 from distill_lit.config.grid_points import grid_keys
+from distill_lit.config.models import BASE_TEACHER
 from distill_lit.config.on_policy import is_on_policy_enabled
 from distill_lit.experiment.grid import resolve_objective
 from distill_lit.losses import build_objective

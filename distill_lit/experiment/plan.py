@@ -5,7 +5,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from distill_lit.config import ExperimentConfig
-from distill_lit.config.derivation import BASE_TEACHER, with_one_teacher
+from distill_lit.config.derivation import with_one_teacher
+from distill_lit.config.models import BASE_TEACHER
 from distill_lit.config.roles import Role
 from distill_lit.experiment.fingerprint import (
     TEACHER_INT8,

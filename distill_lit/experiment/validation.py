@@ -12,10 +12,11 @@ from distill_lit.config import (
     TeacherConfig,
     load_section,
 )
-from distill_lit.config.derivation import BASE_TEACHER, Recipe
+from distill_lit.config.derivation import Recipe
 from distill_lit.config.grid_points import comparable_text
 from distill_lit.config.hypotheses import ROLE, STUDENT, axis_named, values_of
 from distill_lit.config.hypothesis_validation import needed_baselines
+from distill_lit.config.models import BASE_TEACHER
 from distill_lit.config.on_policy import check_on_policy, is_on_policy_enabled
 from distill_lit.config.roles import Role
 from distill_lit.config.training import check_lr_schedule

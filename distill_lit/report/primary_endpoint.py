@@ -1,19 +1,14 @@
-"""The declared endpoint: it stays the same, and the answer by one that is not accuracy."""
-
-from pathlib import Path
+"""The answer by a declared endpoint that is not accuracy."""
 
 import pandas as pd
-import yaml
 
 from distill_lit.analysis.declarations import Declaration, describe_declaration
 from distill_lit.analysis.endpoints import ACCURACY
 from distill_lit.analysis.scores import Scores
-from distill_lit.config.evaluation import AnalysisConfig
 from distill_lit.report.number_format import join_words, p_in_words
 from distill_lit.report.summary import MAX_NAMED, helped_or_harmed
 from distill_lit.report.tables.endpoints import endpoint_title, format_change, primary_first
 from distill_lit.report.verdict import StudentVerdict
-from distill_lit.utils.exceptions import UserError
 
 
 def primary_headline(
@@ -50,15 +45,3 @@ def _when(declared: Declaration | None) -> str:
 def _range(rows: pd.DataFrame, sure: int) -> str:
     lowest, highest = rows.loc[rows["ce_only_delta"].idxmin()], rows.loc[rows["ce_only_delta"].idxmax()]
     return f"from {format_change(lowest)} to {format_change(highest)}, significant for {sure} of {len(rows)} students"
-
-
-def check_primary_endpoint(folder: Path, analysis: AnalysisConfig) -> None:
-    """Raises UserError where the plan of a results folder declares another one: whoever has seen results could choose."""
-    try:
-        declared = yaml.safe_load((folder / "plan.yaml").read_text(encoding="utf-8"))["analysis"]["primary_endpoint"]
-    except (OSError, ValueError, TypeError, LookupError, yaml.YAMLError):  # no plan, or none that can be read
-        return
-    if declared != analysis.primary_endpoint:
-        raise UserError(
-            f"analysis.primary_endpoint: it is declared in plan.yaml, as {declared}; all others are in endpoints.csv"
-        )

@@ -36,7 +36,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
     """Draws the report of a folder, or of what an experiment has done by now."""
     from distill_lit.cli.report_output import print_report
     from distill_lit.config import load_experiment
-    from distill_lit.report.primary_endpoint import check_primary_endpoint
+    from distill_lit.config.primary_endpoint import check_primary_endpoint
 
     folder = options.folder
     if folder.is_file():

@@ -173,10 +173,10 @@ def test_why_nothing_is_tested(two: Scores) -> None:
 
 
 def test_what_is_changed_after_runs_are_done_says_so(tmp_path: Path) -> None:
-    declare(tmp_path, {"a": HOTTER}, FAST, 0, 6)
+    declare(tmp_path, declared_names({"a": HOTTER}, FAST), 0, 6)
     changed = HypothesisConfig(claim=HOTTER.claim, models=HOTTER.models, against=HOTTER.against, expect="not_worse")
-    declare(tmp_path, {"a": HOTTER}, FAST, 4, 6)
-    known = declare(tmp_path, {"a": changed}, FAST, 4, 6)
+    declare(tmp_path, declared_names({"a": HOTTER}, FAST), 4, 6)
+    known = declare(tmp_path, declared_names({"a": changed}, FAST), 4, 6)
     assert known == read_declarations(tmp_path)
     assert describe_declaration(known[hypothesis_digest(HOTTER, FAST)]) == "before the run"
     assert describe_declaration(known[hypothesis_digest(changed, FAST)]) == "after 4 of 6 runs"
@@ -191,10 +191,12 @@ def test_when_the_primary_endpoint_was_declared_is_on_record(tmp_path: Path) -> 
     by_margin = AnalysisConfig(n_resamples=200, primary_endpoint="margin")
     own = HypothesisConfig(claim="c", endpoint="margin")
     assert declared_names({}, FAST) == {}  # accuracy needs no declaration
-    known = declare(tmp_path / "alone", {}, by_margin, 3, 6)
+    known = declare(tmp_path / "alone", declared_names({}, by_margin), 3, 6)
     assert describe_declaration(endpoint_declaration(known, {}, by_margin)) == "after 3 of 6 runs"
     older = {hypothesis_digest(HOTTER, by_margin): Declaration("a", "2026-01-01", 0, 6)}  # from before it had a record
     assert describe_declaration(endpoint_declaration(known | older, {"a": HOTTER}, by_margin)) == "before the run"
+    late = {digest: one._replace(runs_done=6) for digest, one in older.items()}  # of an endpoint that was known before
+    assert endpoint_declaration(late, {"a": HOTTER}, by_margin) is None
     assert endpoint_declaration({hypothesis_digest(own, by_margin): older.popitem()[1]}, {"a": own}, by_margin) is None
 
 
@@ -265,9 +267,8 @@ def test_an_endpoint_of_unknown_margin_is_not_tested(two: Scores, tmp_path: Path
     by_margin = dataclasses.replace(two, analysis=AnalysisConfig(n_resamples=200, primary_endpoint="margin"))
     test = only(by_margin, expect="equal")
     assert (test.outcome, test.reason) == (NOT_TESTED, "margin: needed to expect equal by margin, in its unit")
-    assert hypothesis_digest(test.hypothesis, by_margin.analysis) in declare(
-        tmp_path, {"h": test.hypothesis}, by_margin.analysis, 0, 1
-    )
+    names = declared_names({"h": test.hypothesis}, by_margin.analysis)
+    assert hypothesis_digest(test.hypothesis, by_margin.analysis) in declare(tmp_path, names, 0, 1)
 
 
 @pytest.mark.parametrize("text", ["[", "[]", "3", '{"a": 3}', '{"a": {"name": "h"}}',
@@ -275,7 +276,7 @@ def test_an_endpoint_of_unknown_margin_is_not_tested(two: Scores, tmp_path: Path
 def test_damaged_declarations_are_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "hypotheses.json").write_text(text)
     with pytest.raises(UserError, match=r"hypotheses.json: it is damaged"):
-        declare(tmp_path, {"a": HOTTER}, FAST, 0, 6)
+        declare(tmp_path, declared_names({"a": HOTTER}, FAST), 0, 6)
     assert (tmp_path / "hypotheses.json").read_text() == text
 
 
@@ -283,12 +284,33 @@ def test_trained_models_are_done_whatever_they_are_asked_now(tmp_path: Path, mon
     """As where `evaluation.tasks` has changed with the hypotheses: all models are trained, none is evaluated."""
     monkeypatch.setattr("distill_lit.experiment.completion.is_run_built", lambda run, folder: True)
     monkeypatch.setattr("distill_lit.experiment.completion.is_run_complete", lambda run, folder: False)
+    (declaration,) = make_experiment(tmp_path, "").declare_hypotheses().values()
+    assert declaration.runs_done == declaration.runs > 0
+
+
+def test_an_endpoint_that_older_results_hold_is_not_declared_late(tmp_path: Path) -> None:
+    """One that nobody noted when it was declared is not noted afterwards; one that was noted stays so."""
+    experiment = make_experiment(tmp_path, "analysis: {primary_endpoint: margin}\n")
+    analysis, hypotheses = experiment.config.analysis, experiment.config.hypotheses
+    plan = experiment.results_folder / "plan.yaml"
+    plan.parent.mkdir(parents=True)
+    plan.write_text("analysis: {primary_endpoint: margin}\n")
+    assert [one.name for one in experiment.declare_hypotheses().values()] == ["h"]
+    assert endpoint_declaration(read_declarations(experiment.runs_folder), {}, analysis) is None
+    plan.write_text("analysis: {primary_endpoint: accuracy}\n")  # none of its models is done, else it would be refused
+    assert {one.name for one in experiment.declare_hypotheses().values()} == {"h", "primary_endpoint"}
+    plan.write_text("analysis: {primary_endpoint: margin}\n")
+    known = experiment.declare_hypotheses()
+    assert known == read_declarations(experiment.runs_folder)
+    assert describe_declaration(endpoint_declaration(known, hypotheses, analysis)) == "before the run"
+
+
+def make_experiment(tmp_path: Path, more: str) -> Experiment:
+    """Of one student and one hypothesis, h."""
     path = tmp_path / "x.yaml"
     path.write_text(
         'name: x\nteacher: {model: "file:t"}\nstudents: {deep: {num_layers: 2}}\nstudent: deep\n'
         "objective: {terms: {kl: {kind: forward_kl, weight: 1.0}}}\nevaluation: {tasks: [sciq]}\n"
-        "hypotheses: {h: {claim: c}}\n"
+        "hypotheses: {h: {claim: c}}\n" + more
     )
-    experiment = Experiment(load_experiment(path), root=tmp_path)
-    (declaration,) = experiment.declare_hypotheses().values()
-    assert declaration.runs_done == declaration.runs > 0
+    return Experiment(load_experiment(path), root=tmp_path)

@@ -76,6 +76,43 @@ def test_one_rule_for_every_key(file: Path) -> None:
     assert next(expand_grid(config))[1].data.corpora["here"].path == "folder/beside.jsonl"  # of the variant
 
 
+NAMES = """
+name: x
+defaults: [begins_as_teacher]
+teacher: {model: big/teacher, mixture: {teachers: {main: {weight: 0.5}}}}
+models:
+  questions: {from: teacher, data.corpora: {a: {path: questions}}}
+  both: {from: questions, stages: {warm_up: {}, then: {teacher: warm_up}}}
+students: {own: {from: questions}}
+data: {corpora: {a: {path: questions, text: text}}}
+objective: {terms: {ce: {}}}
+evaluation: {tasks: [x]}
+variants: {far: {teacher.model: questions}, near: {students.own.from: folder_of_none}}
+grid: {teacher.model: [teacher, questions, models/questions]}
+"""
+
+
+def test_names_of_models_are_no_paths(file: Path) -> None:
+    """Though folders of the same names are beside the file; those are meant where a key holds a path alone."""
+    folder = file.parent
+    for name in ("teacher", "questions", "warm_up", "models/questions", "configs"):
+        (folder / name).mkdir(parents=True)
+    (folder / "configs/begins_as_teacher.yaml").write_text(
+        "students: {first: {from: teacher}, second: {from: questions}}\n"
+    )
+    (folder / "names.yaml").write_text(NAMES)
+    config = load_experiment(folder / "names.yaml")
+    assert {name: student.from_ for name, student in config.students.items()} == {
+        "own": "questions", "first": "teacher", "second": "questions",
+    }  # fmt: skip
+    assert config.models["questions"]["from"] == "teacher"
+    assert config.models["both"] == {"from": "questions", "stages": {"warm_up": {}, "then": {"teacher": "warm_up"}}}
+    assert config.variants["far"] == {"teacher.model": "questions"}
+    assert config.grid["teacher.model"] == ["teacher", "questions", "folder/models/questions"]
+    assert config.teacher.model == "folder/big/teacher"
+    assert config.data.corpora["a"].path == "folder/questions"
+
+
 def test_by_any_name_of_the_file_and_in_its_own_folder(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (
         load_experiment(file) == load_experiment(Path("folder/x.yaml")) == load_experiment(Path("folder/../folder/x.yaml"))
