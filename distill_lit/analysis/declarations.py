@@ -5,13 +5,13 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from distill_lit.config.evaluation import AnalysisConfig
 from distill_lit.config.hypotheses import HypothesisConfig, endpoint_of, margin_of
 from distill_lit.config.loading import to_dict
 from distill_lit.utils.exceptions import UserError
-from distill_lit.utils.files import read_json, write_json
+from distill_lit.utils.files import merge_json, read_json
 
 DECLARATIONS_FILE = "hypotheses.json"  # beside the runs and in the results, {digest of what is declared: its declaration}
 BEFORE, AFTER = "before the run", "after the run"
@@ -87,10 +87,14 @@ def declare(folder: Path, names: Mapping[str, str], runs_done: int, runs: int) -
     known = read_declarations(folder)
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     found = {digest: Declaration(name, today, runs_done, runs) for digest, name in names.items()}
-    if found.keys() - known.keys():
-        known = found | known
-        write_json(folder / DECLARATIONS_FILE, {digest: one._asdict() for digest, one in known.items()})
-    return known
+    if not found.keys() - known.keys():
+        return known
+    merge_json(folder / DECLARATIONS_FILE, _facts(found), lambda _: _facts(read_declarations(folder)))
+    return read_declarations(folder)
+
+
+def _facts(declarations: Mapping[str, Declaration]) -> dict[str, Any]:
+    return {digest: one._asdict() for digest, one in declarations.items()}
 
 
 def describe_declaration(declaration: Declaration | None) -> str:

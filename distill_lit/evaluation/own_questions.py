@@ -15,7 +15,7 @@ from distill_lit.data.sources import own_files_fingerprint
 from distill_lit.evaluation.probe_corpora import PROBES_SECTION, probe_corpora
 from distill_lit.evaluation.task_data import data_file_patterns, find_data_files, matching_files
 from distill_lit.utils.exceptions import UserError
-from distill_lit.utils.files import cached_file_sha256, fingerprint, folder_stamp
+from distill_lit.utils.files import cached_file_sha256, fingerprint
 from distill_lit.utils.path_variables import expand_path
 
 TASK_SUFFIXES = (".yaml", ".py")  # of files below `include_path`
@@ -44,30 +44,41 @@ def own_questions_fingerprint(settings: EvaluationConfig) -> str:
 
 
 def _task_file_hashes(include_path: str) -> Iterator[list[str]]:
-    """[name, sha256] of task files, of code beside them, and of data that they name."""
-    root = expand_path(include_path, "evaluation.include_path").resolve()
-    files, patterns = _task_files(root, *folder_stamp(root, lambda name: name.endswith(TASK_SUFFIXES)))
+    """[name, sha256] of task files, of code beside them, of what they include, and of data that they name."""
+    files, patterns = _task_files(expand_path(include_path, "evaluation.include_path").resolve())
     for path in (*files, *(path for pattern in patterns for path in matching_files(pattern))):
         yield [path.name, cached_file_sha256(path)]
 
 
-@functools.lru_cache(maxsize=64)
-def _task_files(root: Path, *_: int) -> tuple[tuple[Path, ...], tuple[str, ...]]:
-    """(task files and code below a folder, and what these include from elsewhere; the data files that they name)."""
-    found = [path for path in sorted(root.rglob("*")) if path.suffix in TASK_SUFFIXES and path.is_file()]
-    patterns: list[str] = []
-    for path in found:  # grows by what is included
-        config = _read(path) if path.suffix == ".yaml" else {}
-        included = config.get("include") or []
-        others = (path.parent / str(name) for name in ([included] if isinstance(included, str) else included))
-        found += [other for other in map(Path.resolve, others) if other.is_file() and other not in found]
-        data = config.get("dataset_kwargs")
-        if isinstance(data, dict) and "data_files" in data:
-            patterns += data_file_patterns(find_data_files(data["data_files"], path.parent))
-    return tuple(found), tuple(dict.fromkeys(patterns))
+def _task_files(root: Path) -> tuple[list[Path], list[str]]:
+    """(task files and code below a folder, and what these include, from anywhere; the data files that they name)."""
+    below = [path for path in sorted(root.rglob("*")) if path.suffix in TASK_SUFFIXES and path.is_file()]
+    files, patterns = dict.fromkeys(below), dict[str, None]()
+    for task in below:
+        if task.suffix == ".yaml":
+            read: list[Path] = []
+            data = _read_with_included(task, read).get("dataset_kwargs")
+            files |= dict.fromkeys(read[1:])
+            if isinstance(data, dict) and "data_files" in data:
+                patterns |= dict.fromkeys(data_file_patterns(find_data_files(data["data_files"], task.parent)))
+    return list(files), list(patterns)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read_with_included(path: Path, read: list[Path]) -> dict[str, Any]:
+    """A task file as lm-eval merges it with what it includes, whatever the names of these. read: grows by all files."""
+    path = path.resolve()
+    if path in read or not path.is_file():
+        return {}
+    read.append(path)
+    own, merged = _read(path, cached_file_sha256(path)), dict[str, Any]()
+    included = own.get("include") or []
+    for name in included if isinstance(included, list) else [included]:
+        merged |= _read_with_included(path.parent / str(name), read)
+    return merged | own
+
+
+@functools.lru_cache(maxsize=4096)
+def _read(path: Path, _: str) -> dict[str, Any]:
     try:
         found = yaml.load(path.read_bytes(), Loader=_Loader)
     except (ValueError, yaml.YAMLError):

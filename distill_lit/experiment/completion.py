@@ -53,11 +53,12 @@ def run_model_folder(folder: Path, manifest: dict[str, Any]) -> Path:
 def is_run_evaluated(run: Run, folder: Path) -> bool:
     """Whether records of this model under these questions, as they stand in the user's own files now, are on disk and
     intact."""
-    manifest, own = read_mapping(folder / "evaluation.json"), own_questions_fingerprint(run.config.evaluation)
-    return (
-        manifest.get("evaluation") == evaluation_identity(run)
-        and own in ("", manifest.get(OWN_QUESTIONS))
+    manifest = read_mapping(folder / "evaluation.json")
+    return bool(
+        manifest
+        and manifest.get("evaluation") == evaluation_identity(run)
         and manifest.get("model") == read_mapping(folder / "manifest.json").get("fingerprint")
+        and own_questions_fingerprint(run.config.evaluation) in ("", manifest.get(OWN_QUESTIONS))
         and hashes_of(folder / "records") == manifest.get("files")
         and (run.role != Role.TEACHER or SURPRISAL_FILE in manifest.get("files", ()))
     )

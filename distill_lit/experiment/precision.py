@@ -10,7 +10,7 @@ from distill_lit.config.fields import with_values
 from distill_lit.generation.backend import resolve_backend
 from distill_lit.utils import hardware
 from distill_lit.utils.exceptions import UserError
-from distill_lit.utils.files import read_mapping, write_json
+from distill_lit.utils.files import merge_json, read_mapping
 
 AUTO_FIELDS = (("training", "precision"), ("teacher", "dtype"), ("evaluation", "dtype"))
 DTYPES_FILE = "dtypes.json"  # in the folder of the runs: {kind of machine: {dtype, host}}
@@ -28,6 +28,11 @@ def read_kept_dtypes(folder: Path) -> dict[str, dict[str, Any]]:
     """{kind of machine: {dtype, host}} as it is kept in the folder of the runs of an experiment."""
     found = read_mapping(folder / DTYPES_FILE).items()
     return {kind: facts for kind, facts in found if isinstance(facts, dict) and "dtype" in facts}
+
+
+def keep_dtypes(folder: Path, dtypes: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Keeps those of kinds of machines that were not kept yet; all that are kept then."""
+    return merge_json(folder / DTYPES_FILE, dtypes, lambda _: read_kept_dtypes(folder))
 
 
 class LocalDtypes:
@@ -50,14 +55,14 @@ class LocalDtypes:
     def keep(self) -> None:
         """Keeps what was asked for. Raises UserError where another machine has kept another one meanwhile."""
         kept = read_kept_dtypes(self.folder)
+        if self._known.keys() - kept.keys():
+            kept = keep_dtypes(self.folder, self._known)
         for kind, facts in kept.items():
             if facts["dtype"] != self._known.setdefault(kind, facts)["dtype"]:
                 raise UserError(
                     f"{self.folder / DTYPES_FILE}: {facts.get('host')} has just chosen {facts['dtype']} for auto; the same "
                     "command again takes it"
                 )
-        if self._known != kept:
-            write_json(self.folder / DTYPES_FILE, self._known)
 
 
 def has_auto(config: ExperimentConfig) -> bool:

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -235,6 +235,17 @@ def write_unsynced(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Writes `value` as indented JSON to `path` atomically."""
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False, default=str) + "\n")
+
+
+def merge_json(
+    path: Path, additions: Mapping[str, Any], read: Callable[[Path], Mapping[str, Any]] | None = None
+) -> dict[str, Any]:
+    """Adds keys to the JSON object in `path`; those that it has keep their values. Of several writers at once none loses
+    another's keys. read: of what the file holds; by default `read_mapping`. Returns all that it holds then."""
+    with file_lock(path):
+        merged = {**additions, **(read or read_mapping)(path)}
+        write_json(path, merged)
+    return merged
 
 
 def read_json(path: Path) -> Any:

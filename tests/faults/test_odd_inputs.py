@@ -20,13 +20,14 @@ from distill_lit.config import CorpusConfig, EvaluationConfig, StudentConfig, lo
 from distill_lit.data.corpora import read_documents
 from distill_lit.data.tokenization import tokenize
 from distill_lit.evaluation.evaluator import evaluate_model
-from distill_lit.experiment import collect
-from distill_lit.experiment.completion import is_run_built, is_run_evaluated
+from distill_lit.experiment import collect, completion
+from distill_lit.experiment.completion import evaluation_identity, is_run_built, is_run_evaluated
 from distill_lit.experiment.plan import plan_runs
 from distill_lit.experiment.planned_run import Run
 from distill_lit.experiment.validation import check_experiment
 from distill_lit.models import check_student_origin, load_model, load_model_config, load_tokenizer
 from distill_lit.utils.exceptions import UserError
+from distill_lit.utils.files import write_json
 
 CONFIGS = {
     "not JSON": ("{", "its config.json is not one of a causal language model"),
@@ -198,6 +199,20 @@ def test_a_manifest_of_another_form_is_a_run_to_build(experiment: Path, tmp_path
         (tmp_path / name).write_text(content.replace("IT", run.fingerprint))
     assert not is_run_built(run, tmp_path)
     assert not is_run_evaluated(run, tmp_path)
+
+
+def test_files_of_the_users_own_are_read_for_runs_that_were_asked_alone(
+    experiment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They may be gigabytes, and a plan asks for each of its runs."""
+    (run,) = [run for run in plan_of(experiment, []) if run.is_model]
+    monkeypatch.delattr(completion, "own_questions_fingerprint")
+    assert not is_run_evaluated(run, tmp_path)
+    write_json(tmp_path / "evaluation.json", {"evaluation": "other questions"})
+    assert not is_run_evaluated(run, tmp_path)
+    write_json(tmp_path / "evaluation.json", {"evaluation": evaluation_identity(run)})
+    with pytest.raises(NameError):
+        is_run_evaluated(run, tmp_path)
 
 
 def test_damaged_lines_of_a_curve_are_left_out(experiment: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from helpers.grid_results import above_chance, build_grid
 from helpers.synthetic_results import build
 from scipy import stats
 
+from distill_lit.analysis import declarations
 from distill_lit.analysis.declarations import (
     Declaration,
     declare,
@@ -184,6 +185,21 @@ def test_what_is_changed_after_runs_are_done_says_so(tmp_path: Path) -> None:
     assert describe_declaration(known.get(hypothesis_digest(HOTTER, other))) == "after the run"
     cited = HypothesisConfig(claim=HOTTER.claim, models=HOTTER.models, against=HOTTER.against, paper="arXiv:1503.02531")
     assert hypothesis_digest(cited, FAST) == hypothesis_digest(HOTTER, FAST)
+
+
+def test_of_two_that_declare_at_once_the_first_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second has read the file before the first wrote it."""
+    read, by_margin = declarations.read_declarations, AnalysisConfig(n_resamples=200, primary_endpoint="margin")
+
+    def read_before(folder: Path) -> dict[str, Declaration]:
+        monkeypatch.setattr(declarations, "read_declarations", read)
+        known = read(folder)
+        declare(folder, {"a": HOTTER}, FAST, 0, 6)
+        return known
+
+    monkeypatch.setattr(declarations, "read_declarations", read_before)
+    known = declare(tmp_path, {"a": HOTTER}, FAST, 4, 6) | declare(tmp_path, {}, by_margin, 4, 6)
+    assert known == read_declarations(tmp_path) and sorted(one.runs_done for one in known.values()) == [0, 4]
 
 
 def test_when_the_primary_endpoint_was_declared_is_on_record(tmp_path: Path) -> None:

@@ -61,6 +61,32 @@ def test_it_changes_with_what_is_asked_and_with_nothing_else(
     assert (own_questions_fingerprint(settings) != known) == is_asked
 
 
+@pytest.mark.parametrize("template", ["_default_template_yaml", "../shared/_default_template_yaml"])
+def test_data_that_an_included_template_names_are_those_beside_the_task(tmp_path: Path, template: str) -> None:
+    """lm-eval's templates have no suffix, may include others, and are merged into the task, whose own keys win."""
+    for name, text in {
+        f"tasks/{template}": "include: deeper_yaml\ndataset_path: json\n",
+        f"tasks/{Path(template).parent}/deeper_yaml": "dataset_kwargs: {data_files: {test: test.jsonl}}\n",
+        "tasks/one.yaml": f"include: {template}\ntask: one\n",
+        "tasks/two/two.yaml": f"include: ../{template}\ntask: two\n",
+        "tasks/own/own.yaml": f"include: ../{template}\ntask: own\ndataset_kwargs: {{data_files: other.jsonl}}\n",
+    }.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    asked = ["tasks/test.jsonl", "tasks/two/test.jsonl", "tasks/own/other.jsonl"]
+    others = ["tasks/own/test.jsonl", "shared/test.jsonl", "tasks/other.jsonl"]
+    (tmp_path / "shared").mkdir(exist_ok=True)
+    for name in (*asked, *others):
+        (tmp_path / name).write_text("{}\n")
+    settings = EvaluationConfig(tasks=["one"], include_path=str(tmp_path / "tasks"))
+    templates = [f"tasks/{template}", f"tasks/{Path(template).parent}/deeper_yaml"]
+    for name in (*asked, *templates, *others):
+        known = own_questions_fingerprint(settings)
+        with (tmp_path / name).open("a") as file:
+            file.write("# more\n")
+        assert (own_questions_fingerprint(settings) != known) == (name not in others), name
+
+
 def test_packages_and_what_is_gone_say_nothing(settings: EvaluationConfig, tmp_path: Path) -> None:
     packages = EvaluationConfig(tasks=["sciq"], probes={"books": ProbeConfig(dataset="EleutherAI/lambada_openai")})
     assert own_questions_fingerprint(packages) == ""

@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 from socket import gethostname
+from threading import Event, Thread
+from typing import Any
 
 import pytest
 import torch
@@ -12,9 +14,10 @@ from distill_lit.experiment.experiment import Experiment
 from distill_lit.experiment.launcher import launch
 from distill_lit.experiment.launcher.outcome import Outcome
 from distill_lit.experiment.launcher.slurm import node
+from distill_lit.experiment.precision import LocalDtypes, read_kept_dtypes
 from distill_lit.utils import hardware
 from distill_lit.utils.exceptions import UserError
-from distill_lit.utils.files import read_json
+from distill_lit.utils.files import merge_json, read_json, read_mapping
 
 SCRIPT = """#!/bin/sh
 echo x >> "$CALLS"
@@ -101,6 +104,39 @@ def test_other_nodes_are_asked_for_themselves(tmp_path: Path, calls: Path, monke
         "partition= constraint= cpu",
         "partition=main constraint= cpu",
     ]
+
+
+def test_a_node_that_is_asked_meanwhile_leaves_what_machines_have_kept(tmp_path: Path, calls: Path) -> None:
+    cluster = experiment(tmp_path)
+    local_dtypes, cluster_dtypes = LocalDtypes(cluster.runs_folder), node.ClusterDtypes(cluster.runs_folder)
+    local_dtypes.of(cluster.config)
+    local_dtypes.keep()
+    cluster_dtypes.measure(cluster.config)
+    assert {kind: facts["dtype"] for kind, facts in read_kept_dtypes(cluster.runs_folder).items()} == {
+        "local cpu": "float32",
+        "partition= constraint= cpu": "bfloat16",
+    }
+
+
+def test_a_second_writer_waits_for_the_first_and_loses_nothing_of_it(tmp_path: Path) -> None:
+    path, has_read, is_second_done = tmp_path / "known.json", Event(), Event()
+
+    def read_slowly(path: Path) -> dict[str, Any]:
+        known = read_mapping(path)
+        has_read.set()
+        is_second_done.wait(0.3)  # never comes in time where writers wait
+        return known
+
+    def write_second() -> None:
+        has_read.wait(30)
+        merge_json(path, {"b": 2, "a": 3})
+        is_second_done.set()
+
+    second = Thread(target=write_second)
+    second.start()
+    assert merge_json(path, {"a": 1}, read_slowly) == {"a": 1}
+    second.join()
+    assert read_json(path) == {"a": 1, "b": 2}
 
 
 def test_runs_that_were_planned_before_are_planned_again(tmp_path: Path, calls: Path) -> None:

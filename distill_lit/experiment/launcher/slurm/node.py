@@ -16,7 +16,7 @@ from distill_lit.experiment.launcher.slurm.checks import check_cluster
 from distill_lit.experiment.launcher.slurm.probe import FLOCK_NAME, TOKEN_NAME
 from distill_lit.experiment.launcher.slurm.records import records_folder
 from distill_lit.experiment.launcher.slurm.squeue import SlurmError, cluster_settings, has_slurm, run_command
-from distill_lit.experiment.precision import DTYPES_FILE, read_kept_dtypes
+from distill_lit.experiment.precision import keep_dtypes, read_kept_dtypes
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import cache_root, fingerprint, read_mapping, write_json
 
@@ -88,7 +88,7 @@ class ClusterDtypes:
 
     def __init__(self, folder: Path) -> None:
         """folder: of the runs of an experiment."""
-        self.path = folder / DTYPES_FILE
+        self.folder = folder
         self._kept = read_kept_dtypes(folder)
 
     def of(self, config: ExperimentConfig) -> str:
@@ -107,9 +107,8 @@ class ClusterDtypes:
         check_cluster(config, [])
         path = self._cached_path(config)
         if "dtype" not in read_mapping(path):
-            write_json(path, _measured_dtype(config, self.path.parent))
-        self._kept[_node_kind(config)] = read_mapping(path)
-        write_json(self.path, self._kept)
+            write_json(path, _measured_dtype(config, self.folder))
+        self._kept = keep_dtypes(self.folder, {_node_kind(config): read_mapping(path)})
 
     def _cached_path(self, config: ExperimentConfig) -> Path:
         return cache_root() / "hardware" / f"slurm-{fingerprint([self._cluster, *_node_facts(config)])}.json"
