@@ -40,8 +40,8 @@ def hypothesis_digest(hypothesis: HypothesisConfig, analysis: AnalysisConfig) ->
 def declared_names(
     hypotheses: Mapping[str, HypothesisConfig], analysis: AnalysisConfig, planned_endpoint: str = ""
 ) -> dict[str, str]:
-    """{digest: name} of all that an experiment declares: its hypotheses, and an endpoint that is neither the default one nor
-    `planned_endpoint`, which its results hold already."""
+    """{digest: name} of all that an experiment declares: its hypotheses, and an endpoint that is neither the default one
+    nor `planned_endpoint`, which its results hold already."""
     names = {hypothesis_digest(one, analysis): name for name, one in hypotheses.items()}
     if analysis.primary_endpoint not in (AnalysisConfig().primary_endpoint, planned_endpoint):
         names[_endpoint_digest(analysis)] = "primary_endpoint"

@@ -230,15 +230,16 @@ class Experiment:
             check_primary_endpoint(self.results_folder, self.config.analysis)
         launched = self.runs_with_dependencies(roles)
         self.check_gpus(launched)
-        for run in launched:
-            if run.role == Role.GENERATED and not is_run_built(run, self.folder_of(run)):
+        to_build = [run for run in launched if not is_run_built(run, self.folder_of(run))]
+        for run in to_build:
+            if run.role == Role.GENERATED:
                 check_api_keys(run.config.data)
         for reference in self.required_assets:
             assets.fetch(reference)
         self.notes = [*check_against_teacher(self.runs), *check_models(self.config, self.runs)]
-        check_services(self.runs, (run for run in launched if not is_run_built(run, self.folder_of(run))))
+        check_services(self.runs, to_build)
         check_sources_unchanged(self.runs, self.runs_folder)
-        check_text_unchanged(self.runs, self.runs_folder)
+        check_text_unchanged(self.runs, to_build, self.runs_folder)
 
     def launch(
         self, display: "Display | None" = None, roles: Collection[Role] = (), detach: bool = False

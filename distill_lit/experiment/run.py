@@ -142,25 +142,34 @@ def check_sources_unchanged(runs: Iterable[Run], runs_folder: Path) -> None:
                 )
 
 
-def check_text_unchanged(runs: Iterable[Run], runs_folder: Path) -> None:
-    """Raises UserError where the user's own files of text hold something else than when finished runs read them: the others
-    would be trained on other text."""
+def check_text_unchanged(runs: Iterable[Run], to_build: Iterable[Run], runs_folder: Path) -> None:
+    """Raises UserError where the user's own files of text, of what `to_build` is made of, hold something else than when
+    finished runs read them: the others would be trained on other text."""
+    read = {item for run in to_build if not run.model_reference for item in own_text_fingerprints(run.config.data).items()}
     known: dict[str, dict[str, str]] = {}
     readers: dict[str, list[Run]] = {}
-    for run in runs:
+    for run in runs if read else ():
         recorded = read_mapping(runs_folder / run.name / "manifest.json").get(OWN_TEXT, {})
-        read = repr(run.config.data)
-        if recorded and read not in known:
-            known[read] = own_text_fingerprints(run.config.data)
+        data = repr(run.config.data)
+        if recorded and data not in known:
+            known[data] = _text_still_there(run)
         for key, content in recorded.items():
-            if known[read].get(key, content) != content:
+            now = known[data].get(key, content)
+            if now != content and (key, now) in read:
                 readers.setdefault(key, []).append(run)
     for key, others in readers.items():
         first, more = others[0], f" and those of {len(others) - 1} others" if len(others) > 1 else ""
         raise UserError(
-            f"{key}: its text is another one than when {first.label} was made; put it back, or remove "
+            f"{key}: its text has changed since {first.label} was made; put it back, or remove "
             f"{runs_folder / first.name}{more} to make them of the new text"
         )
+
+
+def _text_still_there(run: Run) -> dict[str, str]:
+    try:
+        return own_text_fingerprints(run.config.data)
+    except UserError:  # a file is gone that no run needs which is still to be made
+        return {}
 
 
 def _own_models(run: Run, known: Container[str] | None = None) -> dict[str, Path]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,7 +24,13 @@ from distill_lit.experiment.launcher.local import LocalLauncher
 from distill_lit.experiment.launcher.outcome import Outcome
 from distill_lit.experiment.model_checks import check_against_teacher
 from distill_lit.experiment.planned_run import Run
-from distill_lit.experiment.run import build_run, check_sources_unchanged, evaluate_run, with_source_folders
+from distill_lit.experiment.run import (
+    build_run,
+    check_sources_unchanged,
+    check_text_unchanged,
+    evaluate_run,
+    with_source_folders,
+)
 from distill_lit.experiment.stopping import StopSignals
 from distill_lit.models import load_model
 from distill_lit.utils.exceptions import UserError
@@ -282,14 +289,45 @@ def edited(file: Path, old: str, new: str) -> Iterator[None]:
 
 def test_nothing_is_trained_on_a_text_that_changed_after_others_were(built: tuple[Experiment, dict[str, Run]]) -> None:
     experiment, runs = built
-    trained = [run for run in runs.values() if run.role != Role.TEACHER]
-    experiment.prepare()
-    words = "^data.corpora.text: its text is another one than when corrected-seed=0 was made; "
-    with edited(experiment.root / "own.jsonl", "e", "a"), pytest.raises(UserError, match=words) as told:
+    own, last = experiment.root / "own.jsonl", runs["two-teacher=corrected-seed=0"]
+    others = [run for run in runs.values() if run.role != Role.TEACHER and run.name != last.name]
+    with edited(own, "e", "a"):
+        experiment.prepare()  # nothing is left to train, though models are still to be evaluated
+    manifest = experiment.folder_of(last) / "manifest.json"
+    with edited(manifest, last.fingerprint, "of another"):
+        assert not is_run_built(last, manifest.parent)
+        words = "^data.corpora.text: its text has changed since corrected-seed=0 was made; "
+        with edited(own, "e", "a"), pytest.raises(UserError, match=words) as told:
+            experiment.prepare()
         experiment.prepare()
+        with edited(own, "e", "a"):
+            experiment.prepare([Role.TEACHER])  # none that is launched reads it
     folder = experiment.folder_of(runs["corrected-seed=0"])
-    assert f"remove {folder} and those of {len(trained) - 1} others to make them of the new text" in str(told.value)
-    experiment.prepare()
+    assert f"remove {folder} and those of {len(others)} others to make them of the new text" in str(told.value)
+
+
+def test_a_text_that_only_finished_runs_read_may_change(built: tuple[Experiment, dict[str, Run]], tmp_path: Path) -> None:
+    experiment, runs = built
+    finished, left = runs["corrected-seed=0"], runs["two-teacher=corrected-seed=0"]
+    files = [tmp_path / name / "own.jsonl" for name in ("one", "other")]
+    for file in files:
+        file.parent.mkdir()
+        shutil.copy(experiment.root / "own.jsonl", file)
+
+    def reads(run: Run, file: Path, **changes: Any) -> Run:
+        corpora = {"text": replace(run.config.data.corpora["text"], path=str(file))}
+        return replace(run, config=replace(run.config, data=replace(run.config.data, corpora=corpora, **changes)))
+
+    def check(file: Path, **changes: Any) -> None:
+        check_text_unchanged([reads(finished, files[0])], [reads(left, file, **changes)], experiment.runs_folder)
+
+    check(files[0])
+    with edited(files[0], "e", "a"):
+        check(files[1])
+        with pytest.raises(UserError, match="its text has changed since corrected-seed=0 was made"):
+            check(files[0], max_tokens=77)  # as at another point of the grid
+    files[0].unlink()
+    check(files[1])
 
 
 def test_questions_that_were_edited_are_asked_again(built: tuple[Experiment, dict[str, Run]], tmp_path: Path) -> None:
