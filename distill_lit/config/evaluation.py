@@ -104,8 +104,8 @@ class AnalysisConfig:
     primary_endpoint: EndpointName = Field(
         default="accuracy",
         description="what decides, declared before the run: accuracy (each task's metric); length-normalized margin, "
-        "probability or bits per byte of the right answer; of the probes bits per byte, KL, draft acceptance by the teacher "
-        "or agreement with it; the rest is secondary",
+        "probability or bits per byte of the right answer; of the probes bits per byte, KL, draft acceptance by the "
+        "teacher or agreement with it; the rest is secondary",
     )
     num_strata: Int = Field(default=5, ge=2, le=20, description="quantile groups of an axis, within a task")
     false_discovery_rate: Float = Field(default=0.05, gt=0, le=0.5, description="rate q of Benjamini-Hochberg")

@@ -61,8 +61,8 @@ class HypothesisConfig:
     )
     endpoint: HypothesisEndpoint = Field(
         default="",
-        description="one of `analysis.primary_endpoint`, which is the default; or val_kl, val_ce: KL to the teacher and loss "
-        "on held-out rows of the corpus, nats per token",
+        description="one of `analysis.primary_endpoint`, which is the default; or val_kl, val_ce: KL to the teacher and "
+        "loss on held-out rows of the corpus, nats per token",
     )
     tasks: list[Text] = Field(
         default_factory=list, description="tasks or probes to average over; empty: all that the average is over"
