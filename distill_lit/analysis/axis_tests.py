@@ -41,11 +41,10 @@ class AxisTest:
     """All values of one axis, everything else the same. Scores are averages above chance, as shares.
 
     df: of the statistic's numerator. p: that all are equal, documents and seeds together (documents alone with one seed:
-    `covers_seeds`). detectable: the
-    smallest difference of two values that is found with 80% power after Holm's first step. spread_ratio: standard deviation
-    between the values over that between seeds of one value. best: the values that no other one surpasses significantly,
-    where some value is significantly surpassed; else none. left_out: labels of groups without the seeds that the others
-    have.
+    `covers_seeds`). detectable: the smallest difference of two values that is found with 80% power after Holm's first step.
+    spread_ratio: standard deviation between the values over that between seeds of one value. best: the values that no other
+    one surpasses significantly, where some value is significantly surpassed; else none. left_out: labels of groups without
+    the seeds that the others have.
     """
 
     axis: str

@@ -12,8 +12,8 @@ from pathlib import Path
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.redaction import secret_values
 
-# capitals only: `${name}` in a config is the value of its key `name`
 RELATIVE_PATHS = "a relative path is looked for in the current folder, then beside the file that names it"
+# capitals only: `${name}` in a config is the value of its key `name`
 PATH_VARIABLE = re.compile(r"\$(?:\{([A-Z_][A-Z0-9_]*)\}|([A-Z_][A-Z0-9_]*))")
 
 
