@@ -190,15 +190,16 @@ def test_what_is_changed_after_runs_are_done_says_so(tmp_path: Path) -> None:
 def test_of_two_that_declare_at_once_the_first_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second has read the file before the first wrote it."""
     read, by_margin = declarations.read_declarations, AnalysisConfig(n_resamples=200, primary_endpoint="margin")
+    hotter = declared_names({"a": HOTTER}, FAST)
 
     def read_before(folder: Path) -> dict[str, Declaration]:
         monkeypatch.setattr(declarations, "read_declarations", read)
         known = read(folder)
-        declare(folder, {"a": HOTTER}, FAST, 0, 6)
+        declare(folder, hotter, 0, 6)
         return known
 
     monkeypatch.setattr(declarations, "read_declarations", read_before)
-    known = declare(tmp_path, {"a": HOTTER}, FAST, 4, 6) | declare(tmp_path, {}, by_margin, 4, 6)
+    known = declare(tmp_path, hotter, 4, 6) | declare(tmp_path, declared_names({}, by_margin), 4, 6)
     assert known == read_declarations(tmp_path) and sorted(one.runs_done for one in known.values()) == [0, 4]
 
 
