@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING
 from distill_lit import assets
 from distill_lit.config import ExperimentConfig, load_experiment
 from distill_lit.config.hypothesis_validation import refuse_untestable
-from distill_lit.config.primary_endpoint import check_primary_endpoint, planned_endpoint
+from distill_lit.config.primary_endpoint import check_primary_endpoint
 from distill_lit.config.roles import Role
 from distill_lit.experiment.grid import GridPoint, expand_points
-from distill_lit.experiment.model_checks import check_against_teacher, check_models, check_services
 from distill_lit.experiment.plan import plan_runs
 from distill_lit.experiment.planned_run import Run
 from distill_lit.experiment.precision import Dtypes, LocalDtypes, has_auto, resolve_auto
@@ -222,24 +221,9 @@ class Experiment:
         Raises UserError for what does not fit, where a server is still to be asked by what is launched and its key is not
         in the environment, where there are too few GPUs, or results were declared by another endpoint.
         """
-        from distill_lit.experiment.completion import is_run_built, is_run_complete
-        from distill_lit.experiment.run import check_sources_unchanged, check_text_unchanged
-        from distill_lit.generation.corpus import check_api_keys
+        from distill_lit.experiment.preparation import prepare_experiment
 
-        if any(is_run_complete(run, self.folder_of(run)) for run in self.models):
-            check_primary_endpoint(self.results_folder, self.config.analysis)
-        launched = self.runs_with_dependencies(roles)
-        self.check_gpus(launched)
-        to_build = [run for run in launched if not is_run_built(run, self.folder_of(run))]
-        for run in to_build:
-            if run.role == Role.GENERATED:
-                check_api_keys(run.config.data)
-        for reference in self.required_assets:
-            assets.fetch(reference)
-        self.notes = [*check_against_teacher(self.runs), *check_models(self.config, self.runs)]
-        check_services(self.runs, to_build)
-        check_sources_unchanged(self.runs, self.runs_folder)
-        check_text_unchanged(self.runs, to_build, self.runs_folder)
+        self.notes = prepare_experiment(self, roles)
 
     def launch(
         self, display: "Display | None" = None, roles: Collection[Role] = (), detach: bool = False
@@ -269,16 +253,9 @@ class Experiment:
     def declare_hypotheses(self) -> "dict[str, Declaration]":
         """Notes those that are new, and the primary endpoint, beside the runs, with how many of these are done; all that
         were ever declared. An endpoint that the plan of the results holds already was declared at a time not on record."""
-        from distill_lit.analysis.declarations import declare, declared_names
-        from distill_lit.experiment.completion import is_run_built, is_run_complete
+        from distill_lit.experiment.preparation import declare_experiment
 
-        hypotheses, analysis = self.config.hypotheses, self.config.analysis
-        if not declared_names(hypotheses, analysis):
-            return {}
-        folders = [(run, self.folder_of(run)) for run in self.models]  # a model is done though it is asked other tasks now
-        done = sum(is_run_built(run, folder) or is_run_complete(run, folder) for run, folder in folders)
-        names = declared_names(hypotheses, analysis, planned_endpoint(self.results_folder))
-        return declare(self.runs_folder, names, done, len(self.models))
+        return declare_experiment(self)
 
     def runs_with_dependencies(self, roles: Collection[Role]) -> list[Run]:
         """The runs of these roles, and that are chosen, and what they depend on; all runs where no role is named."""

@@ -87,14 +87,14 @@ def _teacher_context(
 def _writer(config: ExperimentConfig) -> GenerationContext:
     device = hardware.device_for(config.training.accelerator)
     tasks = dataclasses.replace(config.evaluation, limit=0)  # every document, whichever are drawn
-    own = _task_file_hashes(tasks.include_path) if tasks.include_path else ""
+    own = _hashes_below(tasks.include_path) if tasks.include_path else ""
     asked = EvaluationTexts(
         [sorted(tasks.tasks), own, config.dataset_source], lambda: evaluation_document_texts(tasks, config.dataset_source)
     )
     return GenerationContext(config.teacher.model, torch_dtype(config.teacher.dtype), device, config.generation, asked)
 
 
-def _task_file_hashes(include_path: str) -> dict[str, str]:
+def _hashes_below(include_path: str) -> dict[str, str]:
     """{file below the folder: sha256}, but for what Python keeps of code that it has imported."""
     found = hashes_of(expand_path(include_path, "evaluation.include_path"))
     return {name: digest for name, digest in found.items() if "__pycache__" not in Path(name).parts}

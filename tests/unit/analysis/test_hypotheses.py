@@ -299,8 +299,8 @@ def test_damaged_declarations_are_named(tmp_path: Path, text: str) -> None:
 
 def test_trained_models_are_done_whatever_they_are_asked_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As where `evaluation.tasks` has changed with the hypotheses: all models are trained, none is evaluated."""
-    monkeypatch.setattr("distill_lit.experiment.completion.is_run_built", lambda run, folder: True)
-    monkeypatch.setattr("distill_lit.experiment.completion.is_run_complete", lambda run, folder: False)
+    monkeypatch.setattr("distill_lit.experiment.preparation.is_run_built", lambda run, folder: True)
+    monkeypatch.setattr("distill_lit.experiment.preparation.is_run_complete", lambda run, folder: False)
     (declaration,) = make_experiment(tmp_path, "").declare_hypotheses().values()
     assert declaration.runs_done == declaration.runs > 0
 

@@ -6,7 +6,7 @@ import pytest
 
 from distill_lit.config import EvaluationConfig, ProbeConfig
 from distill_lit.evaluation.own_questions import own_questions_fingerprint
-from distill_lit.experiment.teacher import _task_file_hashes
+from distill_lit.experiment.teacher import _hashes_below
 
 TASK = """
 include: ../shared/base.yaml
@@ -96,8 +96,8 @@ def test_packages_and_what_is_gone_say_nothing(settings: EvaluationConfig, tmp_p
 
 def test_code_that_was_imported_is_the_same_code(settings: EvaluationConfig, tmp_path: Path) -> None:
     """A generated corpus is filtered by the questions: it would be another one once they have been asked."""
-    known = _task_file_hashes(settings.include_path)
+    known = _hashes_below(settings.include_path)
     (tmp_path / "tasks/deep/__pycache__").mkdir()
     (tmp_path / "tasks/deep/__pycache__/utils.cpython-312.pyc").write_bytes(b"x")
-    assert _task_file_hashes(settings.include_path) == known
+    assert _hashes_below(settings.include_path) == known
     assert set(known) == {"colours.yaml", "deep/utils.py", "notes.txt"}
