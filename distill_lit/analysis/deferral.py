@@ -71,7 +71,8 @@ def coverage_gain(
         gains += (confidence >= threshold) * (right - teacher_correct) / len(seeds)
     mass = np.where(is_discovery, 0.0, weights)
     counts = draws.counts(index)
-    value, replicates = float(mass @ gains / mass.sum()), counts @ (mass * gains) / (counts @ mass)
-    found = st.percentile_interval(value, replicates, confidence_level)
+    with np.errstate(invalid="ignore"):  # draws without a document of this half say nothing
+        replicates = counts @ (mass * gains) / (counts @ mass)
+    found = st.percentile_interval(float(mass @ gains / mass.sum()), replicates, confidence_level)
     gain = {"coverage_gain": found.value, "coverage_gain_low": found.low, "coverage_gain_high": found.high}
     return {"coverage": float(mass @ answered / mass.sum()), **gain}
