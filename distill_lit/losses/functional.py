@@ -49,7 +49,8 @@ def fused_linear_distillation_loss(
         teacher_lm_head_weight: (V', D') of the teacher, or `get_lm_head(teacher)`.
         labels: (B, T) as a batch of transformers has them, not shifted, −100 where nothing is predicted; or (N,) of the
             tokens that the N hidden states predict.
-        lm_head_bias, teacher_lm_head_bias: (V,) and (V',), beside weights.
+        lm_head_bias: (V,) beside the weight.
+        teacher_lm_head_bias: (V',) beside the teacher's.
         loss: of `distill_lit.losses`, a weighted sum of them, or None: ½ cross-entropy + ½ forward KL at T = 2.
         num_items_in_batch: supervised tokens of the whole optimizer step, as `Trainer.compute_loss` gets them: the sum over
             the micro-batches is then the exact mean. None: the mean over the tokens of this batch.
