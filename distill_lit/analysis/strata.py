@@ -5,6 +5,7 @@ Variances are those of documents and seeds together (`crossed_variance`).
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -69,14 +70,16 @@ class AxisStrata:
             parts.append(TaskValues(mixed, task.clusters, 1 / len(tasks)))
         if not parts:
             return NONE
+        means = partial(self._model_means, weights, dict.fromkeys(weights, 1.0))
+        return crossed_estimate(parts, pooled_seeds(self.scores, contrast, means))
 
-        def model_means() -> FloatArray:
-            every = {t: self.scores.responses.tasks[t].centered for t in tasks}
-            return np.asarray(
-                np.mean([self._mixed(t, weights, dict.fromkeys(weights, every[t])).mean(axis=0) for t in tasks], axis=0)
-            )
-
-        return crossed_estimate(parts, pooled_seeds(self.scores, contrast, model_means))
+    def _model_means(self, weights: Weights, base: Mapping[int, float]) -> FloatArray:
+        """(models,) of each model Σ weight · mean of the stratum / base of the stratum, mean over tasks."""
+        means = []
+        for t in self.tasks_with(weights):
+            every = self.scores.responses.tasks[t].centered
+            means.append(self._mixed(t, weights, {s: every / base[s] for s in weights}).mean(axis=0))
+        return np.asarray(np.mean(means, axis=0))
 
     def _mixed(self, t: int, weights: Weights, blocks: Mapping[int, FloatArray]) -> FloatArray:
         """The block whose mean is the weighted sum of the means of the strata, each in its own of `blocks`."""
@@ -120,7 +123,8 @@ class AxisStrata:
             count = len(by_stratum[next(iter(weights))])
             mixed = tuple(self._mixed(t, weights, {s: by_stratum[s][b] for s in weights}) for b in range(count))
             parts.append(TaskValues(mixed, task.clusters, 1 / len(tasks)))
-        return replace(crossed_estimate(parts), value=values[0] - sum(values[1:]))
+        seeds = pooled_seeds(self.scores, difference_of(first, second), partial(self._model_means, weights, base))
+        return replace(crossed_estimate(parts, seeds), value=values[0] - sum(values[1:]))
 
 
 def axis_strata(scores: Scores, axis: DocumentAxis, codes: pd.Series) -> AxisStrata:

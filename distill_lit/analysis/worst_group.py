@@ -15,6 +15,7 @@ from scipy import stats
 from distill_lit.analysis.array_types import FloatArray
 from distill_lit.analysis.bootstrap import decided_share, multiplier_draws
 from distill_lit.analysis.crossed_variance import CrossedEstimate, TaskValues, cluster_sums, crossed_estimate, mean_inside
+from distill_lit.analysis.pooled_seeds import pooled_seeds
 from distill_lit.analysis.retention import MIN_RETENTION_BASELINE, NOTHING, fieller
 from distill_lit.analysis.scores import Scores, difference_of
 from distill_lit.analysis.significance import Interval
@@ -115,7 +116,9 @@ def _tested(scores: Scores, inside: dict[int, NDArray[np.bool_]], group: Group, 
         return None
     tasks = {t: scores.responses.tasks[t] for t in blocks}
     weight = 1 / len(blocks)
-    estimate = crossed_estimate([TaskValues((block,), tasks[t].clusters, weight) for t, block in blocks.items()])
+    parts = [TaskValues((block,), tasks[t].clusters, weight) for t, block in blocks.items()]
+    seeds = pooled_seeds(scores, {g: 1.0}, lambda: _excess_means(scores, {t: inside[t] for t in blocks}))
+    estimate = crossed_estimate(parts, seeds)
     sums: dict[int, FloatArray] = {}
     for t, block in blocks.items():
         mean = block.mean(axis=1)
@@ -123,11 +126,16 @@ def _tested(scores: Scores, inside: dict[int, NDArray[np.bool_]], group: Group, 
     return _Tested(group, estimate, sums)
 
 
+def _teacher(scores: Scores) -> int:
+    """Its group; a worst group is one beside a teacher."""
+    assert scores.teacher is not None
+    return scores.teacher
+
+
 def _excess_block(scores: Scores, t: int, rows: NDArray[np.bool_], g: int) -> FloatArray | None:
     """(documents, seeds) whose mean is g_S − R·g_T in the group, R being what the student retains of the whole task, itself
     an estimate; None where the teacher is near chance on the task."""
-    task, teacher = scores.responses.tasks[t], scores.teacher
-    assert teacher is not None
+    task, teacher = scores.responses.tasks[t], _teacher(scores)
     base = scores.macro_estimate(teacher, tasks=[t])
     if not base.interval(scores.analysis.confidence_level).low > MIN_RETENTION_BASELINE or np.isnan(scores.centered[t, g]):
         return None
@@ -137,20 +145,32 @@ def _excess_block(scores: Scores, t: int, rows: NDArray[np.bool_], g: int) -> Fl
     return mean_inside(rest, rows) - level * rest
 
 
+def _excess_means(scores: Scores, inside: Mapping[int, NDArray[np.bool_]]) -> FloatArray:
+    """(models,) of each model, mean over tasks, the excess of `_excess_block`."""
+    means = []
+    for t, rows in inside.items():
+        centered, teacher = scores.responses.tasks[t].centered, scores.model_columns(_teacher(scores))
+        own, whole = centered[rows].mean(axis=0), centered.mean(axis=0)
+        means.append(own - own[teacher] / whole[teacher] * whole)
+    return np.asarray(np.mean(means, axis=0))
+
+
 def _retention(scores: Scores, inside: dict[int, NDArray[np.bool_]], g: int, alpha: float) -> Interval:
     """Share of the teacher's score inside a group, mean over its tasks, with Fieller's interval at `alpha`."""
-    teacher = scores.teacher
-    assert teacher is not None
+    teacher = _teacher(scores)
+
+    def model_means() -> FloatArray:
+        return np.asarray(
+            np.mean([scores.responses.tasks[t].centered[rows].mean(axis=0) for t, rows in inside.items()], axis=0)
+        )
 
     def estimate(first: int, second: int | None = None, share: float = 1.0) -> CrossedEstimate:
-        parts = []
+        contrast, parts = difference_of(first, second, share), []
         for t, rows in inside.items():
             task = scores.responses.tasks[t]
-            blocks = tuple(
-                mean_inside(block, rows) for block in scores.blocks(task.centered, difference_of(first, second, share))
-            )
+            blocks = tuple(mean_inside(block, rows) for block in scores.blocks(task.centered, contrast))
             parts.append(TaskValues(blocks, task.clusters, 1 / len(inside)))
-        return crossed_estimate(parts)
+        return crossed_estimate(parts, pooled_seeds(scores, contrast, model_means))
 
     own, base = estimate(g), estimate(teacher)
     if not base.value - base.critical(1 - alpha / 2) * base.standard_error > MIN_RETENTION_BASELINE:

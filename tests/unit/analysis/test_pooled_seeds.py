@@ -1,5 +1,6 @@
 """The spread of two seeds from all trained students: by hand, and what it leaves alone."""
 
+from collections.abc import Callable
 from types import ModuleType
 
 import numpy as np
@@ -8,6 +9,8 @@ import pytest
 from distill_lit.analysis.axis_tests import axis_tests
 from distill_lit.analysis.pooled_seeds import pooled_seeds
 from distill_lit.analysis.scores import Scores, difference_of
+from distill_lit.analysis.strata import AxisStrata
+from distill_lit.analysis.worst_group import _tested
 
 
 def scores_with(simulation: ModuleType, seeds: int) -> Scores:
@@ -33,6 +36,37 @@ def test_two_seeds_have_the_spread_of_all_trained_students(simulation: ModuleTyp
     assert scores.task_estimate(0, trained[0], trained[1]).seeds == found
     teacher = scores.teacher  # has no seeds, and changes nothing
     assert pooled_seeds(scores, difference_of(trained[0], teacher), lambda: means) == alone
+
+
+def by_seed(scores: Scores, value: Callable[[np.ndarray], float]) -> np.ndarray:
+    """(G, seeds) of trained students, `value` of the centered answers of each, less what all seeds and students share."""
+    answers = scores.responses.tasks[0].centered
+    trained = [g for g, group in enumerate(scores.groups) if len(group.models) == 2]
+    table = np.array([[value(answers[:, column]) for column in scores.columns_by_seed(g)] for g in trained])
+    return table - table.mean(1, keepdims=True)
+
+
+def test_shares_in_a_stratum_have_the_spread_of_all_trained_students(simulation: ModuleType) -> None:
+    scores = scores_with(simulation, 2)
+    tail = np.arange(90) < 40
+    strata = AxisStrata(scores, [1, 2], 2, {0: {1: ~tail, 2: tail}})
+    teacher = scores.responses.tasks[0].centered[tail, 0].mean()
+    table = by_seed(scores, lambda answers: answers[tail].mean() / teacher)
+    rest = table - table.mean(0)
+    found = strata.retention_estimate({2: 1.0}, 1, 2).seeds
+    assert (found.variance, found.df) == pytest.approx(((rest**2).sum() / 2, 2))
+
+
+def test_excess_of_a_group_has_the_spread_of_all_trained_students(simulation: ModuleType) -> None:
+    scores = scores_with(simulation, 2)
+    tail = np.arange(90) < 40
+    teacher = scores.responses.tasks[0].centered[:, 0]
+    level = teacher[tail].mean() / teacher.mean()
+    table = by_seed(scores, lambda answers: answers[tail].mean() - level * answers.mean())
+    tested = _tested(scores, {0: tail}, ("length", "long"), 1)
+    assert tested is not None
+    assert tested.excess.seeds.variance == pytest.approx((table**2).sum() / 3 / 2)
+    assert [part.df for part in tested.excess.seed_parts] == [1, 2]
 
 
 def test_three_seeds_stand_for_themselves(simulation: ModuleType) -> None:
