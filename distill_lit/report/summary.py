@@ -67,11 +67,13 @@ def helped_or_harmed(helped: int, harmed: int, of: int) -> str:
     return "did not measurably help"
 
 
-def axis_clause(test: AxisTest, alpha: float) -> str:
-    """Whether the values of an axis of the grid differ, by one test of them all; empty where that cannot be tested."""
+def axis_clause(test: AxisTest, alpha: float, is_of_several: bool = False) -> str:
+    """Whether the values of an axis of the grid differ, by one test of them all; empty where that cannot be tested.
+    is_of_several: whether other students have tests of their own, so that this one is named."""
     if not np.isfinite(test.p):
         return ""
-    at = f" at {join_words([part for part in (test.student, test.at) if part])}" if test.at else ""
+    student = f" for {test.student}" if is_of_several else ""
+    at = f" at {join_words([part for part in (test.student, test.at) if part])}" if test.at else student
     values = f"The {len(test.values)} values of {test.axis}{at}"
     if test.p > alpha:
         found = f"; between two, {format_points(test.detectable)} points would have been found with 80% power"
@@ -87,7 +89,8 @@ def verdict(
     teacher knows of the text, the claim."""
     if not students:
         return []
-    clauses = [axis_clause(test, scores.analysis.alpha) for test in axes] if len(axes) > 1 else []
+    are_several = len({test.student for test in axes}) > 1
+    clauses = [axis_clause(test, scores.analysis.alpha, are_several) for test in axes] if len(axes) > 1 else []
     sentences = [f"{clause}." if clause else "" for clause in clauses]
     sentences += [_kept(scores, frame, students), _other_endpoints(students), _text(students), claim_sentence(scores)]
     return [sentence for sentence in sentences if sentence]

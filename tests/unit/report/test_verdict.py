@@ -142,6 +142,10 @@ def test_of_one_axis_the_first_sentence_says_whether_its_values_differ(
     assert text.startswith(words)
     both = verdict(result.scores, result.score_frame, result.students, [axis(0.43), axis(0.003, ("kl",))])
     assert both[1] == "The 2 values of kind differ (p = .003 for all at once; not surpassed: kl)."
+    of_two = [axis(0.43), replace(axis(0.003, ("kl",)), student="d18")]
+    each = verdict(result.scores, result.score_frame, result.students, of_two)
+    assert each[0].startswith("The 2 values of kind for d24 do not differ measurably (p = .430 ")
+    assert each[1] == "The 2 values of kind for d18 differ (p = .003 for all at once; not surpassed: kl)."
 
 
 def test_a_significant_difference_is_checked_by_the_other_metric(result: ReportBundle) -> None:
