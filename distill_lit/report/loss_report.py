@@ -183,14 +183,26 @@ def _word_counts(scores: Scores) -> str:
         if results.corpus_words:
             why = f"the {results.corpus_words:,} words of the distillation corpus are too few"
         return f"Word frequencies are those of wordfreq's general English, because {why}."
-    word = max(results.word_counts, key=lambda name: results.word_counts[name])
-    example = format_number(zipf_frequency_function(results)(word), 1)
-    tokens = [group_cost(group, results, "training_tokens") for group in scores.groups if group.role == "distilled"]
-    read = f", of which each student read {format_count(max(tokens))} tokens" if tokens and max(tokens) > 0 else ""
+    example = "none of the words that tasks ask about is in it"
+    if results.word_counts:
+        word = max(results.word_counts, key=lambda name: results.word_counts[name])
+        frequency = format_number(zipf_frequency_function(results)(word), 1)
+        example = f'the most frequent word that is counted is "{word}" ({frequency})'
     return (
         f"Word frequencies are log10 occurrences per billion in all {results.corpus_words:,} words of the distillation "
-        f'corpus{read}; the most frequent word that is counted is "{word}" ({example}).'
+        f"corpus{_read_tokens(scores)}; {example}."
     )
+
+
+def _read_tokens(scores: Scores) -> str:
+    """How much of the corpus students read; empty where that is unknown."""
+    groups = [group for group in scores.groups if group.role == "distilled"]
+    known = [tokens for group in groups if (tokens := group_cost(group, scores.results, "training_tokens")) > 0]
+    if not known:
+        return ""
+    least, most = format_count(min(known)), format_count(max(known))
+    read = f"each student read {most}" if least == most else f"students read {least} to {most}"
+    return f", of which {read} tokens"
 
 
 def loss_report_frame(long_tail: LongTail) -> pd.DataFrame:

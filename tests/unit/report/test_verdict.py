@@ -25,6 +25,7 @@ from distill_lit.report.figures.pareto import pareto_figure, with_labels
 from distill_lit.report.figures.style import variant_numbers
 from distill_lit.report.loss_report import loss_report_frame, loss_report_markdown, tail_answer
 from distill_lit.report.loss_statement import larger_or_smaller, loss_statement
+from distill_lit.report.model_card import model_card_sections
 from distill_lit.report.number_format import format_points
 from distill_lit.report.primary_endpoint import primary_headline
 from distill_lit.report.summary import finding, headline, verdict
@@ -374,6 +375,20 @@ def test_the_example_of_a_frequency_is_a_word_that_is_counted(result: ReportBund
     text = loss_report_markdown(result.scores, result.long_tail, "x", {}, False)
     assert f'the most frequent word that is counted is "{most}" ({zipf:.1f})' in text
     assert "of which each student read 200k tokens" in text
+    runs = result.scores.results.runs
+    longer = runs.assign(training_tokens=runs["training_tokens"].mask(runs["student"] == "d24", np.nan))
+    longer.loc[longer["student"] == "d18", "training_tokens"] = 4e5
+    others = replace(result.scores, results=replace(result.scores.results, runs=longer, word_counts={}))
+    text = loss_report_markdown(others, result.long_tail, "x", {}, False)
+    assert "of which students read 200k to 400k tokens; none of the words that tasks ask about is in it." in text
+
+
+def test_a_model_card_tells_the_shots_of_a_benchmark_whose_tasks_have_several_numbers(result: ReportBundle) -> None:
+    frame = result.score_frame
+    shots = frame["num_fewshot"].astype(object).mask(frame["task"] == "sciq", "0 / 5")
+    card = model_card_sections(replace(result, score_frame=frame.assign(num_fewshot=shots)))["d24-distilled-0"]
+    assert "| sciq | acc, 0 / 5-shot | 30 |" in card
+    assert "| piqa | acc_norm, 0-shot | 30 |" in card
 
 
 def test_the_csv_of_the_long_tail_has_calibration_and_slices(result: ReportBundle) -> None:
