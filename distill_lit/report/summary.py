@@ -12,6 +12,7 @@ from distill_lit.analysis.pareto import CLAIM_HOLDS, CLAIM_UNDECIDED, COST_AXES,
 from distill_lit.analysis.score_table import MACRO_AVERAGE, find_baselines
 from distill_lit.analysis.scores import Scores
 from distill_lit.report.number_format import (
+    MISSING_VALUE,
     format_number,
     format_p_value,
     format_points,
@@ -150,7 +151,8 @@ def _significant_alone(students: list[StudentVerdict], of: int) -> str:
     known = f"not significant after correction for {of} comparisons" if of > 1 else "not significant"
     least = min(student.p for student in students)
     p = p_in_words(least) if len(students) == 1 else f"p ≥ {format_p_value(least)}"
-    return f"{_size_of(students)}{_for(students, of)} ({known}, {p})"
+    who = f" for {len(students)} of {of} students" if MAX_NAMED < len(students) < of else _for(students, of)
+    return f"{_size_of(students)}{who} ({known}, {p})"
 
 
 def _not_significant(students: list[StudentVerdict], of: int) -> str:
@@ -174,7 +176,7 @@ def _size_of(students: list[StudentVerdict]) -> str:
 
 
 def _for(students: list[StudentVerdict], of: int) -> str:
-    """Which students, where there are several."""
+    """Which students, where there are several: named, or all that are left."""
     if of == 1:
         return ""
     if len(students) > MAX_NAMED:
@@ -206,10 +208,11 @@ def _kept(scores: Scores, frame: pd.DataFrame, students: list[StudentVerdict]) -
 
 
 def _size(students: list[StudentVerdict]) -> str:
-    sizes = {format_points(student.relative_size, 0) for student in students}
-    if "—" in sizes or (len(sizes) > 1 and len(students) > MAX_NAMED):
+    sizes = [format_points(student.relative_size, 0) for student in students]
+    is_one = len(set(sizes)) == 1
+    if MISSING_VALUE in sizes or (not is_one and len(students) > MAX_NAMED):
         return ""
-    each = list(dict.fromkeys(format_points(student.relative_size, 0) for student in students))
+    each = sizes[:1] if is_one else sizes  # in the order of the students
     return f", with {join_words([f'{size}%' for size in each])} of its parameters"
 
 
@@ -255,7 +258,8 @@ def _losses_without_teacher(students: list[StudentVerdict]) -> str:
     losses = list(dict.fromkeys(format_number(student.ce_only_loss, 2) for student in students))
     ends = [format_number(end(student.ce_only_loss for student in students), 2) for end in (min, max)]
     shown = join_words(losses) if len(losses) <= MAX_NAMED else " to ".join(ends)
-    return f"that of the student{'s' if len(losses) > 1 else ''} trained without it {shown}"
+    whose = "those of the students" if len(losses) > 1 else "that of the student"
+    return f"{whose} trained without it {shown}"
 
 
 def claim_sentence(scores: Scores) -> str:

@@ -174,15 +174,15 @@ def test_the_teachers_own_loss_on_the_text_says_who_has_little_to_learn_from_it(
     chosen = [replace(e, teacher_loss=3.80, ce_only_loss=loss) for e, loss in zip(result.students, losses, strict=True)]
     text = " ".join(verdict(result.scores, result.score_frame, chosen))
     assert (
-        "On held-out training text the teacher's own loss is 3.80 nats per token, that of the students trained without it "
+        "On held-out training text the teacher's own loss is 3.80 nats per token, those of the students trained without it "
         f"3.27, 3.74, 4.55 and 5.56: for d24 and d18 {FITS_NO_BETTER}." in text
     )
     two_teachers = chosen[:2] + [replace(effect, teacher_loss=2.92) for effect in chosen[2:]]
     text = " ".join(verdict(result.scores, result.score_frame, two_teachers))
     assert (
-        "On held-out training text the teacher of d24 and d18 has a loss of 3.80 nats per token, that of the students "
+        "On held-out training text the teacher of d24 and d18 has a loss of 3.80 nats per token, those of the students "
         f"trained without it 3.27 and 3.74: {FITS_NO_BETTER}; the teacher of d12 and d6 has a loss of 2.92 "
-        "nats per token, that of the students trained without it 4.55 and 5.56." in text
+        "nats per token, those of the students trained without it 4.55 and 5.56." in text
     )
 
 
@@ -192,7 +192,7 @@ def test_the_range_of_many_losses_is_one_of_numbers(result: ReportBundle) -> Non
     five = [*result.students, replace(result.students[0], label="fifth")]
     chosen = [replace(e, teacher_loss=3.8, ce_only_loss=loss) for e, loss in zip(five, losses, strict=True)]
     text = " ".join(verdict(result.scores, result.score_frame, chosen))
-    assert "that of the students trained without it 9.50 to 10.02" in text
+    assert "those of the students trained without it 9.50 to 10.02" in text
 
 
 def test_bits_that_are_not_known_are_not_said(result: ReportBundle) -> None:
@@ -253,6 +253,21 @@ def test_no_winner_is_named_among_equals(result: ReportBundle) -> None:
     assert "5 distilled students retain 50 to 54% of the teacher's score above chance; none is significantly below" in (
         " ".join(verdict(result.scores, equal, [replace(e, relative_size=np.nan) for e in known]))
     )
+
+
+def test_of_students_of_several_sizes_each_size_is_named(result: ReportBundle) -> None:
+    sizes = [replace(one, relative_size=share) for one, share in zip(result.students, (0.84, 0.84, 0.68), strict=False)]
+    text = " ".join(verdict(result.scores, result.score_frame, sizes))
+    assert "score above chance, with 84%, 84% and 68% of its parameters." in text
+    text = " ".join(verdict(result.scores, result.score_frame, sizes[:2]))
+    assert "score above chance, with 84% of its parameters." in text
+
+
+def test_many_students_that_the_correction_made_insignificant_are_not_the_others(result: ReportBundle) -> None:
+    near, far = effects(result, (2, 1, 3, 0.2), (1, -1, 3, 0.9))
+    text = headline(result.scores, [*[near] * 5, *[far] * 6])
+    assert "by +2.0 points for 5 of 11 students (not significant after correction for 11 comparisons, p ≥ .200)" in text
+    assert "and by +1.0 points for the other 6 distilled students (not significant; gains above 3.0" in text
 
 
 def test_the_verdict_for_other_programs_has_no_nan(result: ReportBundle) -> None:
