@@ -255,6 +255,27 @@ def test_no_winner_is_named_among_equals(result: ReportBundle) -> None:
     )
 
 
+def test_statements_are_of_the_teacher_that_was_asked_and_say_which_way(result: ReportBundle) -> None:
+    """Students that may learn from other teachers are still compared with the one that is evaluated as it is."""
+    scores, label = result.scores, result.students[0].label
+
+    def stated(groups: list[ModelGroup], gain: float) -> str:
+        known = result.long_tail.calibration.assign(
+            coverage=0.4, coverage_gain=gain, coverage_gain_low=gain - 0.01, coverage_gain_high=gain + 0.01
+        )
+        tail = replace(result.long_tail, calibration=known)
+        return " ".join(loss_statement(replace(scores, groups=groups), result.score_frame, tail, label))
+
+    own = stated(scores.groups, -0.006)
+    assert "of its teacher's score above chance. Of the " in own and " documents its teacher answers correctly " in own
+    assert "there the two are right 0.6 points less often [1.6 less, 0.4 more] than the teacher alone." in own
+    corrected = replace(scores.groups[0], role="derived", label="corrected", models=(), seeds=())
+    others = stated([*scores.groups, corrected], 0.017)
+    assert "of the score above chance of the teacher as released. Of the " in others
+    assert " documents the teacher as released answers correctly " in others and "its teacher" not in others
+    assert "right 1.7 points more often [0.7 more, 2.7 more] than the teacher alone." in others
+
+
 def test_of_students_of_several_sizes_each_size_is_named(result: ReportBundle) -> None:
     sizes = [replace(one, relative_size=share) for one, share in zip(result.students, (0.84, 0.84, 0.68), strict=False)]
     text = " ".join(verdict(result.scores, result.score_frame, sizes))
