@@ -12,7 +12,7 @@ from distill_lit.analysis.answer import EQUIVALENT, HARMED, HELPED, MIXED, NOT_S
 from distill_lit.analysis.axis_tests import AxisTest, PairTest
 from distill_lit.analysis.declarations import Declaration
 from distill_lit.analysis.model_groups import ModelGroup, role_words
-from distill_lit.analysis.pareto import pareto_frontier
+from distill_lit.analysis.pareto import efficiency_claims, pareto_frontier
 from distill_lit.analysis.score_table import MACRO_AVERAGE
 from distill_lit.analysis.scores import Scores
 from distill_lit.analysis.significance import Interval
@@ -29,7 +29,9 @@ from distill_lit.report.model_card import model_card_sections
 from distill_lit.report.number_format import format_points
 from distill_lit.report.primary_endpoint import primary_headline
 from distill_lit.report.summary import finding, headline, verdict
+from distill_lit.report.tables import efficiency_claim
 from distill_lit.report.tables.answer import leave_one_out_table, pair_table, task_signal_table
+from distill_lit.report.tables.efficiency_claim import claim_table
 from distill_lit.report.tables.endpoints import endpoint_sentence, endpoint_table
 from distill_lit.report.tables.footnotes import training_text_notes
 from distill_lit.report.tables.inference_cost import cost_table
@@ -289,6 +291,12 @@ def test_many_students_that_the_correction_made_insignificant_are_not_the_others
     text = headline(result.scores, [*[near] * 5, *[far] * 6])
     assert "by +2.0 points for 5 of 11 students (not significant after correction for 11 comparisons, p ≥ .200)" in text
     assert "and by +1.0 points for the other 6 distilled students (not significant; gains above 3.0" in text
+
+
+def test_a_share_of_a_teacher_near_chance_is_a_dash(result: ReportBundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    claims = efficiency_claims(result.scores).assign(retention=np.nan, raw_retention=0.756)
+    monkeypatch.setattr(efficiency_claim, "efficiency_claims", lambda _: claims)
+    assert {tuple(cell.text for cell in row[1:3]) for row in claim_table(result.scores).rows} == {("75.6%", "—")}
 
 
 def test_the_verdict_for_other_programs_has_no_nan(result: ReportBundle) -> None:
