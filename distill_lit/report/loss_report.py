@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from distill_lit.analysis.document_axes import zipf_frequency_function
+from distill_lit.analysis.flips import MODAL_SEEDS
 from distill_lit.analysis.long_tail import LongTail, averaged_flips
 from distill_lit.analysis.model_groups import group_cost
 from distill_lit.analysis.scores import Scores
@@ -165,9 +166,9 @@ def _choice(choices: list[str], number: int) -> str:
 def _method(scores: Scores, report: LongTail) -> list[str]:
     axes = "; ".join(f"{axis.name}: {axis.description}" for axis in report.axes if axis.family != "metadata")
     seeds = sorted({len(g.models) for g in scores.groups if g.role == "distilled" and g.models})
-    modal = (
-        "the modal answer over seeds" if seeds and seeds[0] >= 3 else "the answer of the first seed (fewer than 3 seeds)"
-    )
+    modal, first = "the modal answer over seeds", "the answer of the first seed (fewer than 3 seeds)"
+    if seeds and seeds[0] < MODAL_SEEDS:
+        modal = f"{modal}, or {first}" if seeds[-1] >= MODAL_SEEDS else first
     strata = (
         f"Strata are {scores.analysis.num_strata} quantile groups within each task, pooled with equal task weight. Scores "
         f"are above chance. Flips compare {modal}."

@@ -424,6 +424,11 @@ def test_the_example_of_a_frequency_is_a_word_that_is_counted(result: ReportBund
     longer.loc[longer["student"] == "d18", "training_tokens"] = 4e5
     others = replace(result.scores, results=replace(result.scores.results, runs=longer, word_counts={}))
     text = loss_report_markdown(others, result.long_tail, "x", {}, False)
+    assert "Flips compare the answer of the first seed (fewer than 3 seeds)." in text
+    third = [replace(group, models=(*group.models, "x")) if group.label == "d24 distilled" else group
+             for group in result.scores.groups]  # fmt: skip
+    some = loss_report_markdown(replace(others, groups=third), result.long_tail, "x", {}, False)
+    assert "Flips compare the modal answer over seeds, or the answer of the first seed (fewer than 3 seeds)." in some
     assert "of which students read 200k to 400k tokens; none of the words that tasks ask about is in it." in text
 
 
