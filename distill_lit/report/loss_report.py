@@ -89,10 +89,12 @@ def _axis_answer(scores: Scores, rows: pd.DataFrame, axis: str) -> str:
     q, end, words = scores.analysis.false_discovery_rate, stratum_fraction(scores), KEY_AXES[axis]
     sure = rows[rows["tail_loss_p_adjusted"] <= q]
     if sure.empty:
-        low = format_points(-rows["tail_loss_low"].min())
-        return (
-            f"Whether {words} lose more is undecided (an additional loss above {low} points is excluded for every student)."
-        )
+        are_sure_alone = (rows["tail_loss_low"] > 0) | (rows["tail_loss_high"] < 0)
+        undecided = f"Whether {words} lose more is undecided{' after correction' if are_sure_alone.any() else ''}"
+        most = -rows["tail_loss_low"].min()
+        if not most < 1:  # more than there is, or unknown
+            return f"{undecided} (there are too few documents to exclude any additional loss)."
+        return f"{undecided} (an additional loss above {format_points(most)} points is excluded for every student)."
     more = sure[sure["tail_loss"] < 0]
     if len(more) < len(sure):
         counts = {"more": len(more), "less": len(sure) - len(more)}

@@ -564,7 +564,8 @@ def tail_of(result: ReportBundle, **columns: list[float]) -> str:
     rows = []
     for axis_name in ("rarity_question", "rarity_answer"):
         for place, student in enumerate(result.students):
-            known = {"tail_loss": -0.05, "tail_loss_low": -0.2, "tail_loss_p_adjusted": 0.9, "student_change": -0.05}
+            known = {"tail_loss": -0.05, "tail_loss_low": -0.2, "tail_loss_high": 0.1, "student_change": -0.05}
+            known |= {"tail_loss_p_adjusted": 0.9}
             known |= {"student_change_p_adjusted": 0.9, "teacher_change": 0.07, "excess": 0.0, "excess_p_adjusted": 0.9}
             changes = {name: values[place] for name, values in columns.items()}
             rows.append({"model": student.label, "axis": axis_name} | known | (changes if "answer" in axis_name else {}))
@@ -590,6 +591,17 @@ def test_the_long_tail_names_what_students_change_by_themselves(result: ReportBu
     own["student_change_p_adjusted"] = [0.2, 0.3, 0.3, 0.9]
     assert tail_of(result, **LOSSES, **own).startswith(
         f"Rare answers lose more beside the teacher: {LOSE_MORE}scores change by −21.2 to −7.4 (not significant), the "
+    )
+
+
+def test_an_undecided_long_tail_says_what_is_excluded_and_whether_the_correction_left_it_so(result: ReportBundle) -> None:
+    alone = tail_of(result, tail_loss_high=[0.1, 0.1, 0.1, -0.01])
+    assert alone.startswith(
+        "Whether rare answers lose more is undecided after correction (an additional loss above 20.0 points is excluded "
+    )
+    few = tail_of(result, tail_loss_low=[-0.2, -0.2, -1.04, -0.2])
+    assert few.startswith(
+        "Whether rare answers lose more is undecided (there are too few documents to exclude any additional loss). Whether"
     )
 
 
