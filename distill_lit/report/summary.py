@@ -9,6 +9,7 @@ from distill_lit.analysis import scores as sc
 from distill_lit.analysis.answer import EQUIVALENT, UNKNOWN
 from distill_lit.analysis.axis_tests import AxisTest
 from distill_lit.analysis.pareto import CLAIM_HOLDS, CLAIM_UNDECIDED, COST_AXES, efficiency_claims
+from distill_lit.analysis.results import has_several_teachers
 from distill_lit.analysis.score_table import MACRO_AVERAGE, find_baselines
 from distill_lit.analysis.scores import Scores
 from distill_lit.report.number_format import (
@@ -93,7 +94,8 @@ def verdict(
     are_several = len({test.student for test in axes}) > 1
     clauses = [axis_clause(test, scores.analysis.alpha, are_several) for test in axes] if len(axes) > 1 else []
     sentences = [f"{clause}." if clause else "" for clause in clauses]
-    sentences += [_kept(scores, frame, students), _other_endpoints(students), _text(students), claim_sentence(scores)]
+    sentences += [_kept(scores, frame, students), _other_endpoints(students)]
+    sentences += [_text(students, has_several_teachers(scores.results.runs)), claim_sentence(scores)]
     return [sentence for sentence in sentences if sentence]
 
 
@@ -221,8 +223,9 @@ def _are_equals(frame: pd.DataFrame, students: list[StudentVerdict]) -> bool:
     return not bold.any() or bool(bold[frame["model"].isin([student.label for student in students])].all())
 
 
-def _text(students: list[StudentVerdict]) -> str:
-    """Each teacher's own loss on the training text, that of the students without it, and whether it fits the text."""
+def _text(students: list[StudentVerdict], are_several: bool = False) -> str:
+    """Each teacher's own loss on the training text, that of the students without it, and whether it fits the text.
+    are_several: whether the teacher that is evaluated need not be that of the students."""
     known = [e for e in students if np.isfinite(e.teacher_loss) and np.isfinite(e.ce_only_loss)]
     by_teacher: dict[str, list[StudentVerdict]] = {}
     for student in known:
@@ -239,8 +242,9 @@ def _text(students: list[StudentVerdict]) -> str:
         return f"On held-out training text the {whose} nats per token, {losses}."
     sentences = []
     for loss, taught in by_teacher.items():
-        whose = f"teacher of {join_words([student.name for student in taught])} has a loss of"
-        whose = whose if len(by_teacher) > 1 else "teacher's own loss is"
+        many = len(taught) > MAX_NAMED
+        whom = f"{len(taught)} students" if many else join_words([student.name for student in taught])
+        whose = f"teacher of {whom} has a loss of" if are_several or len(by_teacher) > 1 else "teacher's own loss is"
         sentences.append(f"{whose} {loss} nats per token, {_losses_without_teacher(taught)}{_little_to_learn(taught)}")
     return f"On held-out training text the {'; the '.join(sentences)}." if sentences else ""
 

@@ -188,6 +188,17 @@ def test_the_teachers_own_loss_on_the_text_says_who_has_little_to_learn_from_it(
     )
 
 
+def test_a_teacher_that_all_students_share_is_not_the_one_that_is_evaluated(result: ReportBundle) -> None:
+    """Of a teacher that was corrected on the text: its own validation has the loss of the teacher as released."""
+    chosen = [replace(effect, teacher_loss=2.92, ce_only_loss=3.9) for effect in result.students]
+    runs = result.scores.results.runs.assign(val_teacher_nll=2.92)
+    for first, whose in ((2.92, "teacher's own loss is"), (3.73, "teacher of d24, d18, d12 and d6 has a loss of")):
+        runs.loc[runs.index[-1], "val_teacher_nll"] = first
+        scores = replace(result.scores, results=replace(result.scores.results, runs=runs))
+        text = " ".join(verdict(scores, result.score_frame, chosen))
+        assert f"On held-out training text the {whose} 2.92 nats per token, that of the student" in text
+
+
 def test_the_range_of_many_losses_is_one_of_numbers(result: ReportBundle) -> None:
     """As texts, 10.02 would come before 9.50."""
     losses = (9.5, 9.6, 10.02, 9.7, 9.8)
