@@ -242,20 +242,27 @@ def _text(students: list[StudentVerdict], are_several: bool = False) -> str:
         return f"On held-out training text the {whose} nats per token, {losses}."
     sentences = []
     for loss, taught in by_teacher.items():
-        many = len(taught) > MAX_NAMED
-        whom = f"{len(taught)} students" if many else join_words([student.name for student in taught])
-        whose = f"teacher of {whom} has a loss of" if are_several or len(by_teacher) > 1 else "teacher's own loss is"
+        whose = (
+            f"teacher of {_named_or_counted(taught)} has a loss of"
+            if are_several or len(by_teacher) > 1
+            else "teacher's own loss is"
+        )
         sentences.append(f"{whose} {loss} nats per token, {_losses_without_teacher(taught)}{_little_to_learn(taught)}")
     return f"On held-out training text the {'; the '.join(sentences)}." if sentences else ""
 
 
 def _little_to_learn(taught: list[StudentVerdict]) -> str:
     worse = [student for student in taught if student.teacher_is_worse_on_the_text]
-    whom = "" if len(worse) == len(taught) else f" for {join_words([student.name for student in worse])}"
+    whom = "" if len(worse) == len(taught) else f" for {_named_or_counted(worse)}"
     found = (
         "the teacher fits this text no better than the student trained without it, so little is to be learnt from it there"
     )
     return f":{whom} {found}" if worse else ""
+
+
+def _named_or_counted(students: list[StudentVerdict]) -> str:
+    many = len(students) > MAX_NAMED
+    return f"{len(students)} students" if many else join_words([student.name for student in students])
 
 
 def _losses_without_teacher(students: list[StudentVerdict]) -> str:

@@ -206,6 +206,11 @@ def test_the_range_of_many_losses_is_one_of_numbers(result: ReportBundle) -> Non
     chosen = [replace(e, teacher_loss=3.8, ce_only_loss=loss) for e, loss in zip(five, losses, strict=True)]
     text = " ".join(verdict(result.scores, result.score_frame, chosen))
     assert "those of the students trained without it 9.50 to 10.02" in text
+    worse = [replace(one, teacher_loss=9.8) for one in [*chosen, replace(chosen[0], ce_only_loss=9.1)]]
+    text = " ".join(verdict(result.scores, result.score_frame, worse))
+    assert "9.10 to 10.02: for d24, d18, d6 and d24 the teacher fits this text no better" in text
+    text = " ".join(verdict(result.scores, result.score_frame, [*worse, worse[-1]]))
+    assert "9.10 to 10.02: for 5 students the teacher fits this text no better" in text
 
 
 def test_bits_that_are_not_known_are_not_said(result: ReportBundle) -> None:
