@@ -39,6 +39,7 @@ from distill_lit.report.tables.long_tail import calibration_table, flip_table, w
 from distill_lit.report.tables.score_notes import ties_note
 from distill_lit.report.tables.scores import score_table
 from distill_lit.report.verdict import StudentVerdict, outcome, short_names, verdict_numbers
+from distill_lit.report.web.page_data import page_data
 
 FAST = AnalysisConfig(n_resamples=300)
 STUDENTS = {"d24": 0.3, "d18": 0.6, "d12": 0.9, "d6": 1.2}
@@ -300,6 +301,13 @@ def test_of_students_of_several_sizes_each_size_is_named(result: ReportBundle) -
     assert "score above chance, with 84%, 84% and 68% of its parameters." in text
     text = " ".join(verdict(result.scores, result.score_frame, sizes[:2]))
     assert "score above chance, with 84% of its parameters." in text
+
+
+def test_the_page_calls_the_line_of_quality_as_the_figure_does(result: ReportBundle) -> None:
+    frame = pareto_frontier(result.scores, "parameters")
+    assert page_data(result, {"parameters": frame})["quality_label"] == "90% of the teacher"
+    made = page_data(result, {"parameters": frame.assign(role=frame["role"].replace("untrained", "derived"))})
+    assert made["quality_label"] == "90% of the teacher as released"
 
 
 def test_many_students_that_the_correction_made_insignificant_are_not_the_others(result: ReportBundle) -> None:
