@@ -142,7 +142,7 @@ def efficiency_claims(scores: Scores) -> pd.DataFrame:
     where it keeps more), ratio, ratio_low, ratio_high (cost_T / cost_S), verdict.
     """
     teacher, rows, axes = scores.teacher, [], cost_axes(scores)
-    for g, group in enumerate(scores.groups):
+    for g, group in enumerate(scores.groups if len(scores.averaged) else ()):
         if teacher is None or group.role in ("teacher", "untrained") or not group.models:
             continue
         quality = _quality(scores, g, teacher)

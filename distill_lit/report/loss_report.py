@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from distill_lit.analysis.document_axes import zipf_frequency_function
+from distill_lit.analysis.flips import MODAL_SEEDS
 from distill_lit.analysis.long_tail import LongTail, averaged_flips
 from distill_lit.analysis.model_groups import group_cost
 from distill_lit.analysis.scores import Scores
@@ -88,10 +89,12 @@ def _axis_answer(scores: Scores, rows: pd.DataFrame, axis: str) -> str:
     q, end, words = scores.analysis.false_discovery_rate, stratum_fraction(scores), KEY_AXES[axis]
     sure = rows[rows["tail_loss_p_adjusted"] <= q]
     if sure.empty:
-        low = format_points(-rows["tail_loss_low"].min())
-        return (
-            f"Whether {words} lose more is undecided (an additional loss above {low} points is excluded for every student)."
-        )
+        are_sure_alone = (rows["tail_loss_low"] > 0) | (rows["tail_loss_high"] < 0)
+        undecided = f"Whether {words} lose more is undecided{' after correction' if are_sure_alone.any() else ''}"
+        most = -rows["tail_loss_low"].min()
+        if not most < 1:  # more than there is, or unknown
+            return f"{undecided} (there are too few documents to exclude any additional loss)."
+        return f"{undecided} (an additional loss above {format_points(most)} points is excluded for every student)."
     more = sure[sure["tail_loss"] < 0]
     if len(more) < len(sure):
         counts = {"more": len(more), "less": len(sure) - len(more)}
@@ -165,9 +168,9 @@ def _choice(choices: list[str], number: int) -> str:
 def _method(scores: Scores, report: LongTail) -> list[str]:
     axes = "; ".join(f"{axis.name}: {axis.description}" for axis in report.axes if axis.family != "metadata")
     seeds = sorted({len(g.models) for g in scores.groups if g.role == "distilled" and g.models})
-    modal = (
-        "the modal answer over seeds" if seeds and seeds[0] >= 3 else "the answer of the first seed (fewer than 3 seeds)"
-    )
+    modal, first = "the modal answer over seeds", "the answer of the first seed (fewer than 3 seeds)"
+    if seeds and seeds[0] < MODAL_SEEDS:
+        modal = f"{modal}, or {first}" if seeds[-1] >= MODAL_SEEDS else first
     strata = (
         f"Strata are {scores.analysis.num_strata} quantile groups within each task, pooled with equal task weight. Scores "
         f"are above chance. Flips compare {modal}."
@@ -183,14 +186,26 @@ def _word_counts(scores: Scores) -> str:
         if results.corpus_words:
             why = f"the {results.corpus_words:,} words of the distillation corpus are too few"
         return f"Word frequencies are those of wordfreq's general English, because {why}."
-    word = max(results.word_counts, key=lambda name: results.word_counts[name])
-    example = format_number(zipf_frequency_function(results)(word), 1)
-    tokens = [group_cost(group, results, "training_tokens") for group in scores.groups if group.role == "distilled"]
-    read = f", of which each student read {format_count(max(tokens))} tokens" if tokens and max(tokens) > 0 else ""
+    example = "none of the words that tasks ask about is in it"
+    if results.word_counts:
+        word = max(results.word_counts, key=lambda name: results.word_counts[name])
+        frequency = format_number(zipf_frequency_function(results)(word), 1)
+        example = f'the most frequent word that is counted is "{word}" ({frequency})'
     return (
         f"Word frequencies are log10 occurrences per billion in all {results.corpus_words:,} words of the distillation "
-        f'corpus{read}; the most frequent word that is counted is "{word}" ({example}).'
+        f"corpus{_read_tokens(scores)}; {example}."
     )
+
+
+def _read_tokens(scores: Scores) -> str:
+    """How much of the corpus students read; empty where that is unknown."""
+    groups = [group for group in scores.groups if group.role == "distilled"]
+    known = [tokens for group in groups if (tokens := group_cost(group, scores.results, "training_tokens")) > 0]
+    if not known:
+        return ""
+    least, most = format_count(min(known)), format_count(max(known))
+    read = f"each student read {most}" if least == most else f"students read {least} to {most}"
+    return f", of which {read} tokens"
 
 
 def loss_report_frame(long_tail: LongTail) -> pd.DataFrame:

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 
 from distill_lit.analysis.long_tail import INSUFFICIENT, LongTail, averaged_flips
+from distill_lit.analysis.results import has_several_teachers
 from distill_lit.analysis.score_table import MACRO_AVERAGE
 from distill_lit.analysis.scores import Scores
 from distill_lit.report.number_format import (
@@ -47,10 +48,15 @@ def _kept(scores: Scores, frame: pd.DataFrame, label: str) -> str:
         return f"No average against the teacher can be given, because {why}."
     tasks = len(scores.averaged)
     retention = percent_with_interval(macro["retention"], macro["retention_low"], macro["retention_high"])
-    return (
-        f"On {tasks} task{'s' if tasks > 1 else ''} with {int(macro['n'])} documents this student retains {retention} of "
-        "its teacher's score above chance."
-    )
+    is_other = _learns_from_others(scores)
+    score = "the score above chance of the teacher as released" if is_other else "its teacher's score above chance"
+    documents = f"{tasks} task{'s' if tasks > 1 else ''} with {int(macro['n'])} documents"
+    return f"On {documents} this student retains {retention} of {score}."
+
+
+def _learns_from_others(scores: Scores) -> bool:
+    """Whether students may learn from other teachers than the one whose answers theirs are compared with."""
+    return has_several_teachers(scores.results.runs) or any(group.role == "derived" for group in scores.groups)
 
 
 def _flips(scores: Scores, report: LongTail, label: str) -> str:
@@ -58,9 +64,10 @@ def _flips(scores: Scores, report: LongTail, label: str) -> str:
     right = int(flips["teacher_correct"].sum())
     lost, gained = int((flips["flip"] == "lost").sum()), int((flips["flip"] == "gained").sum())
     share = f" ({format_points(lost / right, 0)}%)" if right else ""
+    teacher = "the teacher as released" if _learns_from_others(scores) else "its teacher"
     return (
-        f"Of the {right} documents its teacher answers correctly it gets {lost} wrong{share}; it answers {gained} "
-        "correctly that its teacher gets wrong."
+        f"Of the {right} documents {teacher} answers correctly it gets {lost} wrong{share}; it answers {gained} "
+        f"correctly that {teacher} gets wrong."
     )
 
 
@@ -81,23 +88,34 @@ def _contrast_sentence(scores: Scores, row: pd.Series, axis: str, label: str) ->
     end = stratum_fraction(scores)
     size = larger_or_smaller(row["tail_loss"], row["tail_loss_low"], row["tail_loss_high"])
     sure = row.get("tail_loss_p_adjusted", np.nan) <= scores.analysis.false_discovery_rate
-    text = f"The loss on the rarest {end} of {what} is {size} than on the most common {end}{'' if sure else ': undecided'}"
-    if not sure or pd.isna(row.get("excess")):
+    text = f"The loss on the rarest {end} of {what} is {size} than on the most common {end}"
+    if not sure:
+        is_sure_alone = row["tail_loss_low"] > 0 or row["tail_loss_high"] < 0
+        return f"{text}: {'not significant after correction' if is_sure_alone else 'undecided'}."
+    if pd.isna(row.get("excess")):
         return f"{text}."
-    excess = format_with_interval(row["excess"], row["excess_low"], row["excess_high"], signed=True)
+    excess = larger_or_smaller(row["excess"], row["excess_low"], row["excess_high"])
     beyond = row.get("excess_p_adjusted", np.nan) <= scores.analysis.false_discovery_rate
     known = "significant" if beyond else "not significant"
-    return f"{text}; the excess over {describe_ce_only_baseline(scores, label)} is {excess} ({known})."
+    baseline = describe_ce_only_baseline(scores, label)
+    return f"{text}; the additional loss is {excess} than that of {baseline} ({known})."
 
 
 def larger_or_smaller(contrast: float, low: float, high: float) -> str:
     """`5.5 points larger [12.2 larger, 1.7 smaller]`: the tail's loss beside the head's; a negative contrast is larger."""
+    return _directed((contrast, low, high), "larger", "smaller")
+
+
+def _directed(interval: tuple[float, float, float], below: str, above: str, after: str = "") -> str:
+    """An estimate and its bounds in points without signs, each with the word of its direction. below: of what is not
+    positive; after: what follows the word of the estimate."""
 
     def words(value: float, unit: str = "") -> str:
-        return f"{format_points(abs(value))}{unit} {'larger' if value <= 0 else 'smaller'}"
+        return f"{format_points(abs(value))}{unit} {below if value <= 0 else above}"
 
-    interval = f" [{words(low)}, {words(high)}]" if pd.notna(low) and pd.notna(high) else ""
-    return f"{words(contrast, ' points')}{interval}"
+    value, *bounds = interval
+    shown = f" [{', '.join(map(words, bounds))}]" if pd.notna(bounds).all() else ""
+    return f"{words(value, ' points')}{after}{shown}"
 
 
 def _worst(report: LongTail, label: str) -> str:
@@ -159,13 +177,14 @@ def _coverage(report: LongTail, label: str) -> str:
     if rows.empty or pd.isna(rows.iloc[0].get("coverage")):
         return ""
     row = rows.iloc[0]
-    gain = format_with_interval(row["coverage_gain"], row["coverage_gain_low"], row["coverage_gain_high"], signed=True)
+    interval = row["coverage_gain"], row["coverage_gain_low"], row["coverage_gain_high"]
+    gain = _directed(interval, "less", "more", " often")
     if row["coverage"] == 0:
         return "No threshold on its confidence was found above which it could answer in the teacher's place without loss."
     return (
         "A threshold on its confidence, chosen on one half of the documents so that answering above it costs nothing "
         f"against the teacher, lets it answer {format_points(row['coverage'], 0)}% of the other half; there the two are "
-        f"right {gain} points more often than the teacher alone."
+        f"right {gain} than the teacher alone."
     )
 
 

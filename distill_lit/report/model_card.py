@@ -22,7 +22,7 @@ def _card(result: ReportBundle, label: str, seeds: int) -> str:
     student, teacher = (_by_task(frame[mask]) for mask in (frame["model"] == label, frame["role"] == "teacher"))
     rows = []
     for task, row in student.iterrows():
-        where = "above chance" if task == MACRO_AVERAGE else f"{row['metric']}, {row['num_fewshot']:.0f}-shot"
+        where = "above chance" if task == MACRO_AVERAGE else f"{row['metric']}, {_shots(row['num_fewshot'])}-shot"
         other = format_points(teacher.loc[task, "score"]) if task in teacher.index else "—"
         rows.append(
             [
@@ -42,6 +42,11 @@ def _card(result: ReportBundle, label: str, seeds: int) -> str:
         provenance=evaluation_footnotes(result.scores),
     )
     return "\n".join([to_markdown(shown), *markdown_paragraphs(result.loss_statements.get(label, []))])
+
+
+def _shots(number: float | str) -> str:
+    """`5`; of a benchmark whose tasks have several numbers all of them, as in `0 / 5`."""
+    return number if isinstance(number, str) else f"{number:.0f}"
 
 
 def _by_task(frame: pd.DataFrame) -> pd.DataFrame:

@@ -74,9 +74,15 @@ def join_words(words: list[str]) -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}" if words else ""
 
 
+def format_percent(value: float, digits: int = 0) -> str:
+    """`93%` of a share in [0, 1], or a dash for NaN."""
+    text = format_points(value, digits)
+    return text if text == MISSING_VALUE else f"{text}%"
+
+
 def percent_with_interval(value: float, low: float, high: float, digits: int = 0) -> str:
     """`93% [90, 96]` of shares in [0, 1]."""
-    return f"{format_points(value, digits)}% {format_interval(low, high, digits)}".strip()
+    return f"{format_percent(value, digits)} {format_interval(low, high, digits)}".strip()
 
 
 def format_retention(row: Mapping[str, Any], digits: int = 0) -> str:

@@ -9,9 +9,11 @@ from distill_lit.analysis import scores as sc
 from distill_lit.analysis.answer import EQUIVALENT, UNKNOWN
 from distill_lit.analysis.axis_tests import AxisTest
 from distill_lit.analysis.pareto import CLAIM_HOLDS, CLAIM_UNDECIDED, COST_AXES, efficiency_claims
+from distill_lit.analysis.results import has_several_teachers
 from distill_lit.analysis.score_table import MACRO_AVERAGE, find_baselines
 from distill_lit.analysis.scores import Scores
 from distill_lit.report.number_format import (
+    MISSING_VALUE,
     format_number,
     format_p_value,
     format_points,
@@ -67,11 +69,13 @@ def helped_or_harmed(helped: int, harmed: int, of: int) -> str:
     return "did not measurably help"
 
 
-def axis_clause(test: AxisTest, alpha: float) -> str:
-    """Whether the values of an axis of the grid differ, by one test of them all; empty where that cannot be tested."""
+def axis_clause(test: AxisTest, alpha: float, is_of_several: bool = False) -> str:
+    """Whether the values of an axis of the grid differ, by one test of them all; empty where that cannot be tested.
+    is_of_several: whether other students have tests of their own, so that this one is named."""
     if not np.isfinite(test.p):
         return ""
-    at = f" at {join_words([part for part in (test.student, test.at) if part])}" if test.at else ""
+    student = f" for {test.student}" if is_of_several else ""
+    at = f" at {join_words([part for part in (test.student, test.at) if part])}" if test.at else student
     values = f"The {len(test.values)} values of {test.axis}{at}"
     if test.p > alpha:
         found = f"; between two, {format_points(test.detectable)} points would have been found with 80% power"
@@ -87,9 +91,11 @@ def verdict(
     teacher knows of the text, the claim."""
     if not students:
         return []
-    clauses = [axis_clause(test, scores.analysis.alpha) for test in axes] if len(axes) > 1 else []
+    are_several = len({test.student for test in axes}) > 1
+    clauses = [axis_clause(test, scores.analysis.alpha, are_several) for test in axes] if len(axes) > 1 else []
     sentences = [f"{clause}." if clause else "" for clause in clauses]
-    sentences += [_kept(scores, frame, students), _other_endpoints(students), _text(students), claim_sentence(scores)]
+    sentences += [_kept(scores, frame, students), _other_endpoints(students)]
+    sentences += [_text(students, has_several_teachers(scores.results.runs)), claim_sentence(scores)]
     return [sentence for sentence in sentences if sentence]
 
 
@@ -147,7 +153,8 @@ def _significant_alone(students: list[StudentVerdict], of: int) -> str:
     known = f"not significant after correction for {of} comparisons" if of > 1 else "not significant"
     least = min(student.p for student in students)
     p = p_in_words(least) if len(students) == 1 else f"p ≥ {format_p_value(least)}"
-    return f"{_size_of(students)}{_for(students, of)} ({known}, {p})"
+    who = f" for {len(students)} of {of} students" if MAX_NAMED < len(students) < of else _for(students, of)
+    return f"{_size_of(students)}{who} ({known}, {p})"
 
 
 def _not_significant(students: list[StudentVerdict], of: int) -> str:
@@ -171,7 +178,7 @@ def _size_of(students: list[StudentVerdict]) -> str:
 
 
 def _for(students: list[StudentVerdict], of: int) -> str:
-    """Which students, where there are several."""
+    """Which students, where there are several: named, or all that are left."""
     if of == 1:
         return ""
     if len(students) > MAX_NAMED:
@@ -203,10 +210,11 @@ def _kept(scores: Scores, frame: pd.DataFrame, students: list[StudentVerdict]) -
 
 
 def _size(students: list[StudentVerdict]) -> str:
-    sizes = {format_points(student.relative_size, 0) for student in students}
-    if "—" in sizes or (len(sizes) > 1 and len(students) > MAX_NAMED):
+    sizes = [format_points(student.relative_size, 0) for student in students]
+    is_one = len(set(sizes)) == 1
+    if MISSING_VALUE in sizes or (not is_one and len(students) > MAX_NAMED):
         return ""
-    each = list(dict.fromkeys(format_points(student.relative_size, 0) for student in students))
+    each = sizes[:1] if is_one else sizes  # in the order of the students
     return f", with {join_words([f'{size}%' for size in each])} of its parameters"
 
 
@@ -215,8 +223,9 @@ def _are_equals(frame: pd.DataFrame, students: list[StudentVerdict]) -> bool:
     return not bold.any() or bool(bold[frame["model"].isin([student.label for student in students])].all())
 
 
-def _text(students: list[StudentVerdict]) -> str:
-    """Each teacher's own loss on the training text, that of the students without it, and whether it fits the text."""
+def _text(students: list[StudentVerdict], are_several: bool = False) -> str:
+    """Each teacher's own loss on the training text, that of the students without it, and whether it fits the text.
+    are_several: whether the teacher that is evaluated need not be that of the students."""
     known = [e for e in students if np.isfinite(e.teacher_loss) and np.isfinite(e.ce_only_loss)]
     by_teacher: dict[str, list[StudentVerdict]] = {}
     for student in known:
@@ -233,26 +242,35 @@ def _text(students: list[StudentVerdict]) -> str:
         return f"On held-out training text the {whose} nats per token, {losses}."
     sentences = []
     for loss, taught in by_teacher.items():
-        whose = f"teacher of {join_words([student.name for student in taught])} has a loss of"
-        whose = whose if len(by_teacher) > 1 else "teacher's own loss is"
+        whose = (
+            f"teacher of {_named_or_counted(taught)} has a loss of"
+            if are_several or len(by_teacher) > 1
+            else "teacher's own loss is"
+        )
         sentences.append(f"{whose} {loss} nats per token, {_losses_without_teacher(taught)}{_little_to_learn(taught)}")
     return f"On held-out training text the {'; the '.join(sentences)}." if sentences else ""
 
 
 def _little_to_learn(taught: list[StudentVerdict]) -> str:
     worse = [student for student in taught if student.teacher_is_worse_on_the_text]
-    whom = "" if len(worse) == len(taught) else f" for {join_words([student.name for student in worse])}"
+    whom = "" if len(worse) == len(taught) else f" for {_named_or_counted(worse)}"
     found = (
         "the teacher fits this text no better than the student trained without it, so little is to be learnt from it there"
     )
     return f":{whom} {found}" if worse else ""
 
 
+def _named_or_counted(students: list[StudentVerdict]) -> str:
+    many = len(students) > MAX_NAMED
+    return f"{len(students)} students" if many else join_words([student.name for student in students])
+
+
 def _losses_without_teacher(students: list[StudentVerdict]) -> str:
     losses = list(dict.fromkeys(format_number(student.ce_only_loss, 2) for student in students))
     ends = [format_number(end(student.ce_only_loss for student in students), 2) for end in (min, max)]
     shown = join_words(losses) if len(losses) <= MAX_NAMED else " to ".join(ends)
-    return f"that of the student{'s' if len(losses) > 1 else ''} trained without it {shown}"
+    whose = "those of the students" if len(losses) > 1 else "that of the student"
+    return f"{whose} trained without it {shown}"
 
 
 def claim_sentence(scores: Scores) -> str:

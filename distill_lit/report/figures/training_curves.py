@@ -153,7 +153,7 @@ def _teacher_losses(scores: Scores, distilled: list[ModelGroup], names: dict[str
             same.append(group)
         elif np.isfinite(loss):
             losses.append((loss, [group]))
-    if len(losses) == 1:
+    if len(losses) == 1 and not has_several_teachers(scores.results.runs):  # else not the one that is evaluated
         return {teacher_label(scores): losses[0][0]}
     return {_teacher_name(scores, taught, names): loss for loss, taught in losses}
 

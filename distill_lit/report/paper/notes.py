@@ -1,19 +1,26 @@
 """What stands below a paper's table: how to read it, what does not compare; and, apart, where its numbers are from."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from distill_lit.analysis.model_groups import NAMED_ROLES
 from distill_lit.analysis.results import has_different_validation_data
 from distill_lit.analysis.score_table import MACRO_AVERAGE
+from distill_lit.analysis.scores import Scores
 from distill_lit.config import ExperimentConfig, to_dict
 from distill_lit.report.number_format import format_points, join_words
 from distill_lit.report.paper.build import CONTESTED, PaperTable
 from distill_lit.report.paper.quantities import ABOVE_CHANCE, QUANTITIES, RETAINED, SCORE
 from distill_lit.report.paper.request import MODEL
 from distill_lit.report.paper.values import value_of
-from distill_lit.report.tables.footnotes import evaluation_footnotes, excluded_task_notes, exported_step_notes
+from distill_lit.report.tables.footnotes import (
+    evaluation_settings_notes,
+    excluded_task_notes,
+    exported_step_notes,
+    training_text_notes,
+)
 from distill_lit.report.tables.score_notes import FDR_MARK, HOLM_MARK
 from distill_lit.utils.files import read_mapping
 
@@ -175,11 +182,21 @@ def _leaves(tree: dict[str, Any], path: str = "") -> dict[str, Any]:
 def provenance_lines(folders: Mapping[str, Path], paper: PaperTable, command: str) -> list[str]:
     """Where the numbers come from: folders and the command, how tasks were asked, with hashes, versions and machines."""
     places = join_words([str(folder) for folder in folders.values()])
-    lines = [f"Drawn from {places} by: {command}", *evaluation_footnotes(paper.scores)]
+    lines = [f"Drawn from {places} by: {command}", *_training_texts(folders, paper.scores)]
+    lines += evaluation_settings_notes(paper.scores)
     for name, folder in folders.items():
         for fact, values in provenance_facts(folder).items():
             whose = f"{name}: {fact}" if len(folders) > 1 else fact.capitalize()
             lines.append(f"{whose} {' / '.join(values)}.")
+    return lines
+
+
+def _training_texts(folders: Mapping[str, Path], scores: Scores) -> list[str]:
+    """What the students of each experiment read, as its own plan says."""
+    lines = []
+    for name, folder in folders.items():
+        own = replace(scores, results=replace(scores.results, folder=folder))
+        lines += [f"{name}: {line}" if len(folders) > 1 else line for line in training_text_notes(own)]
     return lines
 
 

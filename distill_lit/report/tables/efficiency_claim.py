@@ -3,7 +3,7 @@
 from distill_lit.analysis.pareto import COST_AXES, cost_axes, efficiency_claims, hypervolume_gains
 from distill_lit.analysis.scores import Scores
 from distill_lit.report.formats.table import Table, TableCell
-from distill_lit.report.number_format import format_number, format_points, format_with_interval
+from distill_lit.report.number_format import format_number, format_percent, format_with_interval
 from distill_lit.report.tables.footnotes import sample_limit_notes
 
 
@@ -15,7 +15,7 @@ def claim_table(scores: Scores) -> Table:
     for model, claims in frame.groupby("model", sort=False):
         row = claims.iloc[0]
         verdicts = claims.set_index("axis")
-        cells = [f"{format_points(row['raw_retention'])}%", f"{format_points(row['retention'])}%"]
+        cells = [format_percent(row[name], 1) for name in ("raw_retention", "retention")]
         cells.append(format_with_interval(row["margin"], row["low"], row["high"], signed=True))
         cells += [
             f"{format_number(verdicts.at[a, 'ratio'])}×, {verdicts.at[a, 'verdict']}" if a in verdicts.index else ""

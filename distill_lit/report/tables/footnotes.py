@@ -60,6 +60,11 @@ def exported_step_notes(scores: Scores, groups: Iterable[int]) -> list[str]:
 
 
 def evaluation_footnotes(scores: Scores) -> list[str]:
+    """Footer lines: what students read and how they were evaluated."""
+    return [*(training_text_notes(scores) if scores.tasks else []), *evaluation_settings_notes(scores)]
+
+
+def evaluation_settings_notes(scores: Scores) -> list[str]:
     """Footer lines: harness, settings and every task with version, hash, split, documents and chance."""
     settings = {t: scores.results.settings(t) for t in scores.tasks}
     if not settings:
@@ -81,7 +86,6 @@ def evaluation_footnotes(scores: Scores) -> list[str]:
     ]
     q = scores.analysis.confidence_level
     return [
-        *training_text_notes(scores),
         f"Evaluated with {', '.join(shared)}.",
         *_exceptions(scores, settings),
         f"Tasks: {'; '.join(tasks)}.",

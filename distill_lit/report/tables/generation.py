@@ -6,7 +6,13 @@ import pandas as pd
 from distill_lit.analysis.generation import groups_without_answers
 from distill_lit.analysis.scores import Scores
 from distill_lit.report.formats.table import Table, TableCell
-from distill_lit.report.number_format import format_number, format_points, format_with_interval, join_words
+from distill_lit.report.number_format import (
+    format_number,
+    format_percent,
+    format_points,
+    format_with_interval,
+    join_words,
+)
 from distill_lit.report.tables.footnotes import sample_limit_notes
 
 VARIANCE_SOURCES = {
@@ -33,7 +39,7 @@ def generation_table(scores: Scores, frame: pd.DataFrame) -> Table:
         texts += [format_number(row["score"], 3)] if _has_graded(frame) else []
         texts += [_interval(row, f"pass@{k}") for k in ks]
         texts += [_interval(row, f"pass@{ks[-1]}_delta", signed=True)] if ks else []
-        texts += [format_number(row["tokens"], 0), f"{format_points(row['finished'], 0)}%", _share(row, "repetition")]
+        texts += [format_number(row["tokens"], 0), format_percent(row["finished"]), _share(row, "repetition")]
         rows.append([TableCell(text) for text in [*texts, _share(row, "distinct_1"), _share(row, "distinct_2")]])
     return Table(
         "What they wrote",
@@ -81,8 +87,7 @@ def _interval(row: pd.Series, name: str, signed: bool = False) -> str:
 
 
 def _share(row: pd.Series, name: str) -> str:
-    value = row.get(name, np.nan)
-    return f"{format_points(value)}%" if np.isfinite(value) else format_points(value)
+    return format_percent(row.get(name, np.nan), 1)
 
 
 def _notes(scores: Scores, frame: pd.DataFrame) -> list[str]:

@@ -14,6 +14,7 @@ from distill_lit.report.number_format import MISSING_VALUE, format_number, forma
 from distill_lit.report.tables.endpoints import UNITS_IN_HUNDREDTHS
 
 OUTCOMES = (AGREES, CONTRADICTS, UNDECIDED, NOT_TESTED)
+SEVERAL = {AGREES: "agree", CONTRADICTS: "contradict"}  # of several hypotheses
 MAX_PAIRS = 4  # of models that are named, one by one
 MAX_FACTOR = 100  # times the documents and seeds, beyond which nobody would decide a hypothesis
 EXPECTED = {
@@ -59,7 +60,8 @@ def hypothesis_sentence(tests: Sequence[DeclaredTest]) -> str:
     """How many results agree with, contradict or leave undecided; empty without hypotheses."""
     counts = Counter(one.test.outcome for one in tests)
     names = {outcome: join_words([one.test.name for one in tests if one.test.outcome == outcome]) for outcome in counts}
-    parts = [f"{counts[outcome]} {outcome} ({names[outcome]})" for outcome in OUTCOMES if counts[outcome]]
+    words = {outcome: SEVERAL.get(outcome, outcome) if counts[outcome] > 1 else outcome for outcome in counts}
+    parts = [f"{counts[outcome]} {words[outcome]} ({names[outcome]})" for outcome in OUTCOMES if counts[outcome]]
     late = [one.test.name for one in tests if one.declared != BEFORE]
     when = "All" if not late else "None" if len(late) == len(tests) else f"All but {join_words(late)}"
     return f"Hypotheses: {', '.join(parts)}. {when} declared before the run." if parts else ""

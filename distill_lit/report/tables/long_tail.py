@@ -13,6 +13,7 @@ from distill_lit.report.number_format import (
     MISSING_VALUE,
     format_number,
     format_p_value,
+    format_percent,
     format_points,
     format_with_interval,
 )
@@ -160,11 +161,8 @@ def flip_table(scores: Scores, long_tail: LongTail) -> Table:
 def _flip_cells(row: pd.Series) -> list[TableCell]:
     judged = row["verdict"] if row["verdict"] in (INSUFFICIENT, NOTE_AT_CHANCE) else format_p_value(row["p_adjusted"])
     counts = [f"{int(row[name])}" for name in ("lost", "gained", "n")]
-    return [TableCell(text) for text in (*counts, _percent(row["agreement"]), _percent(row["same_wrong_rate"]), judged)]
-
-
-def _percent(value: float) -> str:
-    return MISSING_VALUE if pd.isna(value) else f"{format_points(value, 0)}%"
+    shares = [format_percent(row[name]) for name in ("agreement", "same_wrong_rate")]
+    return [TableCell(text) for text in (*counts, *shares, judged)]
 
 
 def slice_table(long_tail: LongTail) -> Table:
@@ -176,7 +174,7 @@ def slice_table(long_tail: LongTail) -> Table:
         if len(confirmed):
             headings[len(rows)] = model
         for _, row in confirmed.iterrows():
-            rates = [_percent(row["inside_loss_rate"]), _percent(row["outside_loss_rate"])]
+            rates = [format_percent(row["inside_loss_rate"]), format_percent(row["outside_loss_rate"])]
             counts = [f"{row[name]}" for name in ("lost", "gained", "n")]
             rows.append([TableCell(text) for text in (row["slice"], *rates, *counts, format_p_value(row["p_adjusted"]))])
     notes = [

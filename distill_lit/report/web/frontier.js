@@ -51,7 +51,7 @@ function frontierPanel(holder, axis) {
   }
   draw(svg, "line", { x1: left, x2: right, y1: bottom, y2: bottom, stroke: "#1a1a1a" });
   const teacher = rows.find((r) => r.role === "teacher");
-  const lines = [[0, "guessing"]].concat(teacher ? [[teacher.score * data.quality_threshold, `${format(100 * data.quality_threshold, 0)}% of the teacher`]] : []);
+  const lines = [[0, "guessing"]].concat(teacher && teacher.score > 0 ? [[teacher.score * data.quality_threshold, data.quality_label]] : []);
   for (const [score, words] of lines) {
     draw(svg, "line", { x1: left, x2: right, y1: y(score), y2: y(score), stroke: "#767676", "stroke-dasharray": "2 4" });
     draw(svg, "text", { x: left + 6, y: y(score) - 5, class: "soft halo" }, words);

@@ -11,7 +11,7 @@ from distill_lit.analysis.model_groups import NAMED_ROLES, role_words
 from distill_lit.analysis.pareto import COST_AXES
 from distill_lit.analysis.scores import Scores
 from distill_lit.report.bundle import ReportBundle
-from distill_lit.report.figures.pareto import panel_frames, with_labels
+from distill_lit.report.figures.pareto import panel_frames, quality_label, with_labels
 from distill_lit.report.figures.style import ROLE_STYLE, line_styles, number_unique, role_style, variant_numbers
 from distill_lit.report.figures.training_curves import seed_band
 from distill_lit.report.tables.long_tail import baseline_uses_other_data, teacher_label
@@ -38,6 +38,7 @@ def page_data(result: ReportBundle, placed: dict[str, pd.DataFrame]) -> dict[str
     """What the page's script draws at once, the frontier per cost axis, and what it needs to draw the long tail."""
     scores, tail = result.scores, result.long_tail
     has_derived = any(group.role == "derived" for group in scores.groups)
+    roles = pd.concat([frame["role"] for frame in placed.values()]) if placed else pd.Series(dtype=object)
     role_labels = {role: word for role, word in role_words(scores.results.display).items() if role not in NAMED_ROLES}
     return {
         "costs": {axis: COST_AXES[axis] for axis in placed},
@@ -46,6 +47,7 @@ def page_data(result: ReportBundle, placed: dict[str, pd.DataFrame]) -> dict[str
         "frontier": {axis: _points(frame, variant_numbers(scores.groups)) for axis, frame in placed.items()},
         "role_styles": {role: _js_style(ROLE_STYLE[role]) for role in ROLE_STYLE if role != "derived" or has_derived},
         "quality_threshold": scores.analysis.claim_min_quality,
+        "quality_label": quality_label(scores.analysis.claim_min_quality, roles),
         "role_labels": role_labels,
         "ce_only_label": "the same student without teacher"
         + (", on other data" if baseline_uses_other_data(scores) else ""),

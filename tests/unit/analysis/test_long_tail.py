@@ -208,9 +208,8 @@ def test_the_planted_tail_loss_is_found_and_laid_to_distillation(scores: Scores,
     assert row["excess"] == pytest.approx(row["tail_loss"] - row["ce_only_tail_loss"], abs=1e-5)
     text = " ".join(loss_statement(scores, score_frame(scores), report, "deep distilled"))
     assert "The loss on the rarest fifth of questions is" in text
-    excess = f"{100 * row['excess']:.1f}".replace("-", "−")
-    assert f"the excess over the same student trained without the teacher is {excess} [" in text
-    assert "(significant)" in text
+    assert f"the additional loss is {-100 * row['excess']:.1f} points larger [" in text
+    assert "] than that of the same student trained without the teacher (significant)" in text
 
 
 def test_without_a_planted_loss_nothing_is_claimed(tmp_path: Path) -> None:
@@ -226,12 +225,16 @@ def test_without_a_planted_loss_nothing_is_claimed(tmp_path: Path) -> None:
     ("tail", "excess", "said"),
     [
         ((-0.05, -0.08, -0.02, 0.01), (-0.03, -0.05, -0.01, 0.01),
-         "is 5.0 points larger [8.0 larger, 2.0 larger] than on the most common fifth; the excess over the same student "
-         "trained without the teacher is −3.0 [−5.0, −1.0] (significant)."),
-        ((-0.05, -0.08, -0.02, 0.01), (-0.01, -0.03, 0.01, 0.4), "is −1.0 [−3.0, +1.0] (not significant)."),
+         "is 5.0 points larger [8.0 larger, 2.0 larger] than on the most common fifth; the additional loss is 3.0 points "
+         "larger [5.0 larger, 1.0 larger] than that of the same student trained without the teacher (significant)."),
+        ((-0.05, -0.08, -0.02, 0.01), (0.01, -0.01, 0.03, 0.4),
+         "is 1.0 points smaller [1.0 larger, 3.0 smaller] than that of the same student trained without the teacher (not "
+         "significant)."),
         ((-0.055, -0.122, 0.017, 0.1), (-0.03, -0.05, -0.01, 0.01),
          "on the rarest fifth of questions is 5.5 points larger [12.2 larger, 1.7 smaller] than on the most common fifth: "
          "undecided."),
+        ((-0.055, -0.122, -0.001, 0.06), (-0.03, -0.05, -0.01, 0.01),
+         "[12.2 larger, 0.1 larger] than on the most common fifth: not significant after correction."),
         ((0.05, 0.02, 0.08, 0.01), (0.04, 0.01, 0.07, 0.01), "is 5.0 points smaller [2.0 smaller, 8.0 smaller] than"),
     ],
 )  # fmt: skip

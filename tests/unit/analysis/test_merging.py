@@ -12,7 +12,9 @@ from distill_lit.analysis.results import Results, load_results
 from distill_lit.analysis.score_table import score_frame
 from distill_lit.analysis.scores import compute_scores, macro_difference
 from distill_lit.config import AnalysisConfig, load_experiment
-from distill_lit.report.paper.notes import config_differences, merging_notes
+from distill_lit.report.paper.build import build_paper_table
+from distill_lit.report.paper.notes import config_differences, merging_notes, provenance_lines
+from distill_lit.report.paper.request import TableRequest
 from distill_lit.utils.exceptions import UserError
 
 FAST = AnalysisConfig(n_resamples=200)
@@ -145,3 +147,16 @@ def test_what_else_differs_is_said_in_a_line(tmp_path: Path) -> None:
     assert notes[1].startswith("The teacher of b is another model than that of a")
     assert "differ in teacher.model, data.corpora, training.max_tokens (1,000 / 2,000), students.deep: " in notes[2]
     assert merging_notes({"a": configs["a"]}, {}) == []
+
+
+def test_the_provenance_names_the_training_text_of_each_experiment(folders: dict[str, Path]) -> None:
+    for name, folder in folders.items():
+        text = f"data: {{corpora: {{of_{name}: {{dataset: hub/{name}, split: train}}}}}}\n"
+        (folder / "plan.yaml").write_text(text)
+    scores = compute_scores(merge_results(load(folders), TEACHERS), FAST)
+    paper = build_paper_table(scores, score_frame(scores), TableRequest())
+    lines = provenance_lines(folders, paper, "table a b")
+    told = [line for line in lines if "Training text" in line]
+    assert told == [f"{name}: Training text: of_{name} (hub/{name}, train)." for name in "ab"]
+    (alone,) = provenance_lines({"a": folders["a"]}, paper, "table a")[1:2]
+    assert alone == "Training text: of_a (hub/a, train)."

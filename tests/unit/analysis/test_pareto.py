@@ -1,5 +1,6 @@
 """The frontier and the claim: by hand, and on students whose standing is known."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from distill_lit.analysis.pareto import (
 )
 from distill_lit.analysis.pareto import pareto_optimal_mask as standing
 from distill_lit.analysis.results import load_results
-from distill_lit.analysis.scores import compute_scores
+from distill_lit.analysis.scores import EXCLUDED_AT_CHANCE, compute_scores
 from distill_lit.config.evaluation import AnalysisConfig
 
 FAST = AnalysisConfig(n_resamples=500)
@@ -119,3 +120,9 @@ def test_an_axis_without_numbers_is_left_out(tmp_path: Path) -> None:
     runs = pd.read_csv(folder / "runs.csv").drop(columns=["bytes"]).assign(flops_per_token=np.nan)
     runs.to_csv(folder / "runs.csv", index=False)
     assert cost_axes(compute_scores(load_results(folder), FAST)) == ["parameters", "non_embedding_parameters"]
+
+
+@pytest.mark.filterwarnings("error")
+def test_without_an_averaged_task_there_is_no_claim_and_no_warning(tmp_path: Path) -> None:
+    scores = compute_scores(load_results(build(tmp_path, documents=20, students={"deep": 0.8})), FAST)
+    assert efficiency_claims(replace(scores, excluded_tasks=dict.fromkeys(scores.tasks, EXCLUDED_AT_CHANCE))).empty

@@ -4,6 +4,7 @@ import csv
 import io
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from helpers.synthetic_results import TASKS, build, copy_model, edit_model, edit
 from scipy.stats import false_discovery_control
 
 from distill_lit.analysis.endpoints import ACCURACY_ENDPOINT, BITS_PER_BYTE, Endpoint
-from distill_lit.analysis.hypotheses import AGREES, UNDECIDED, HypothesisTest
+from distill_lit.analysis.hypotheses import AGREES, CONTRADICTS, UNDECIDED, HypothesisTest
 from distill_lit.analysis.long_tail import analyze_long_tail
 from distill_lit.analysis.model_groups import baseline_of, groups_of
 from distill_lit.analysis.results import load_results
@@ -38,7 +39,7 @@ from distill_lit.report.number_format import (
 )
 from distill_lit.report.render import write_score_tables
 from distill_lit.report.tables.footnotes import evaluation_footnotes
-from distill_lit.report.tables.hypotheses import describe_outcome
+from distill_lit.report.tables.hypotheses import DeclaredTest, describe_outcome, hypothesis_sentence
 from distill_lit.report.tables.inference_cost import cost_table
 from distill_lit.report.tables.score_notes import earned_bold
 from distill_lit.report.tables.scores import score_table, with_training_flops
@@ -384,3 +385,15 @@ def test_what_is_undecided_says_whether_it_points_against_the_claim(value: float
     few = "significant, but a claim needs 3 seeds"
     assert describe_outcome(undecided(value, expect, reason=few)) == start + few
     assert describe_outcome(undecided(value, expect, outcome=AGREES)) == "agrees"
+
+
+def test_hypotheses_are_counted_in_a_sentence() -> None:
+    def named(name: str, outcome: str) -> DeclaredTest:
+        return DeclaredTest(replace(undecided(0.0, "better", outcome=outcome), name=name), "before the run")
+
+    one = [named("a", AGREES), named("b", CONTRADICTS), named("c", UNDECIDED)]
+    assert hypothesis_sentence(one).startswith("Hypotheses: 1 agrees (a), 1 contradicts (b), 1 undecided (c). All ")
+    two = [*one, named("d", AGREES), named("e", CONTRADICTS), named("f", UNDECIDED)]
+    assert hypothesis_sentence(two).startswith(
+        "Hypotheses: 2 agree (a and d), 2 contradict (b and e), 2 undecided (c and f)."
+    )

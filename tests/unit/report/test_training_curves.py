@@ -78,3 +78,8 @@ def test_curves_name_their_ends_the_teacher_and_the_border_of_stages(tmp_path: P
     assert set(places) == {"d15", "teacher", "after d22: 22 → 15 layers"}
     assert places["after d22: 22 → 15 layers"][0] == 100_000  # tokens, half of them
     assert np.diff([places["teacher"][1], places["d15"][1]]) > 0
+    runs.loc[runs["role"] == "distilled", "grid.teacher"] = "corrected"
+    corrected = runs.iloc[:1].assign(model="corrected", role="derived", student="corrected", val_teacher_nll=4.4)
+    pd.concat([corrected, runs]).to_csv(folder / "runs.csv", index=False)
+    (axes,) = curves_figure(compute_scores(load_results(folder), FAST), curves).axes
+    assert {text.get_text() for text in axes.texts} == {"d15", "teacher: corrected", "next stage"}

@@ -12,7 +12,7 @@ from distill_lit.analysis.answer import EQUIVALENT, HARMED, HELPED, MIXED, NOT_S
 from distill_lit.analysis.axis_tests import AxisTest, PairTest
 from distill_lit.analysis.declarations import Declaration
 from distill_lit.analysis.model_groups import ModelGroup, role_words
-from distill_lit.analysis.pareto import pareto_frontier
+from distill_lit.analysis.pareto import efficiency_claims, pareto_frontier
 from distill_lit.analysis.score_table import MACRO_AVERAGE
 from distill_lit.analysis.scores import Scores
 from distill_lit.analysis.significance import Interval
@@ -25,10 +25,13 @@ from distill_lit.report.figures.pareto import pareto_figure, with_labels
 from distill_lit.report.figures.style import variant_numbers
 from distill_lit.report.loss_report import loss_report_frame, loss_report_markdown, tail_answer
 from distill_lit.report.loss_statement import larger_or_smaller, loss_statement
+from distill_lit.report.model_card import model_card_sections
 from distill_lit.report.number_format import format_points
 from distill_lit.report.primary_endpoint import primary_headline
 from distill_lit.report.summary import finding, headline, verdict
+from distill_lit.report.tables import efficiency_claim
 from distill_lit.report.tables.answer import leave_one_out_table, pair_table, task_signal_table
+from distill_lit.report.tables.efficiency_claim import claim_table
 from distill_lit.report.tables.endpoints import endpoint_sentence, endpoint_table
 from distill_lit.report.tables.footnotes import training_text_notes
 from distill_lit.report.tables.inference_cost import cost_table
@@ -36,6 +39,7 @@ from distill_lit.report.tables.long_tail import calibration_table, flip_table, w
 from distill_lit.report.tables.score_notes import ties_note
 from distill_lit.report.tables.scores import score_table
 from distill_lit.report.verdict import StudentVerdict, outcome, short_names, verdict_numbers
+from distill_lit.report.web.page_data import page_data
 
 FAST = AnalysisConfig(n_resamples=300)
 STUDENTS = {"d24": 0.3, "d18": 0.6, "d12": 0.9, "d6": 1.2}
@@ -142,6 +146,10 @@ def test_of_one_axis_the_first_sentence_says_whether_its_values_differ(
     assert text.startswith(words)
     both = verdict(result.scores, result.score_frame, result.students, [axis(0.43), axis(0.003, ("kl",))])
     assert both[1] == "The 2 values of kind differ (p = .003 for all at once; not surpassed: kl)."
+    of_two = [axis(0.43), replace(axis(0.003, ("kl",)), student="d18")]
+    each = verdict(result.scores, result.score_frame, result.students, of_two)
+    assert each[0].startswith("The 2 values of kind for d24 do not differ measurably (p = .430 ")
+    assert each[1] == "The 2 values of kind for d18 differ (p = .003 for all at once; not surpassed: kl)."
 
 
 def test_a_significant_difference_is_checked_by_the_other_metric(result: ReportBundle) -> None:
@@ -169,16 +177,27 @@ def test_the_teachers_own_loss_on_the_text_says_who_has_little_to_learn_from_it(
     chosen = [replace(e, teacher_loss=3.80, ce_only_loss=loss) for e, loss in zip(result.students, losses, strict=True)]
     text = " ".join(verdict(result.scores, result.score_frame, chosen))
     assert (
-        "On held-out training text the teacher's own loss is 3.80 nats per token, that of the students trained without it "
+        "On held-out training text the teacher's own loss is 3.80 nats per token, those of the students trained without it "
         f"3.27, 3.74, 4.55 and 5.56: for d24 and d18 {FITS_NO_BETTER}." in text
     )
     two_teachers = chosen[:2] + [replace(effect, teacher_loss=2.92) for effect in chosen[2:]]
     text = " ".join(verdict(result.scores, result.score_frame, two_teachers))
     assert (
-        "On held-out training text the teacher of d24 and d18 has a loss of 3.80 nats per token, that of the students "
+        "On held-out training text the teacher of d24 and d18 has a loss of 3.80 nats per token, those of the students "
         f"trained without it 3.27 and 3.74: {FITS_NO_BETTER}; the teacher of d12 and d6 has a loss of 2.92 "
-        "nats per token, that of the students trained without it 4.55 and 5.56." in text
+        "nats per token, those of the students trained without it 4.55 and 5.56." in text
     )
+
+
+def test_a_teacher_that_all_students_share_is_not_the_one_that_is_evaluated(result: ReportBundle) -> None:
+    """Of a teacher that was corrected on the text: its own validation has the loss of the teacher as released."""
+    chosen = [replace(effect, teacher_loss=2.92, ce_only_loss=3.9) for effect in result.students]
+    runs = result.scores.results.runs.assign(val_teacher_nll=2.92)
+    for first, whose in ((2.92, "teacher's own loss is"), (3.73, "teacher of d24, d18, d12 and d6 has a loss of")):
+        runs.loc[runs.index[-1], "val_teacher_nll"] = first
+        scores = replace(result.scores, results=replace(result.scores.results, runs=runs))
+        text = " ".join(verdict(scores, result.score_frame, chosen))
+        assert f"On held-out training text the {whose} 2.92 nats per token, that of the student" in text
 
 
 def test_the_range_of_many_losses_is_one_of_numbers(result: ReportBundle) -> None:
@@ -187,7 +206,12 @@ def test_the_range_of_many_losses_is_one_of_numbers(result: ReportBundle) -> Non
     five = [*result.students, replace(result.students[0], label="fifth")]
     chosen = [replace(e, teacher_loss=3.8, ce_only_loss=loss) for e, loss in zip(five, losses, strict=True)]
     text = " ".join(verdict(result.scores, result.score_frame, chosen))
-    assert "that of the students trained without it 9.50 to 10.02" in text
+    assert "those of the students trained without it 9.50 to 10.02" in text
+    worse = [replace(one, teacher_loss=9.8) for one in [*chosen, replace(chosen[0], ce_only_loss=9.1)]]
+    text = " ".join(verdict(result.scores, result.score_frame, worse))
+    assert "9.10 to 10.02: for d24, d18, d6 and d24 the teacher fits this text no better" in text
+    text = " ".join(verdict(result.scores, result.score_frame, [*worse, worse[-1]]))
+    assert "9.10 to 10.02: for 5 students the teacher fits this text no better" in text
 
 
 def test_bits_that_are_not_known_are_not_said(result: ReportBundle) -> None:
@@ -248,6 +272,55 @@ def test_no_winner_is_named_among_equals(result: ReportBundle) -> None:
     assert "5 distilled students retain 50 to 54% of the teacher's score above chance; none is significantly below" in (
         " ".join(verdict(result.scores, equal, [replace(e, relative_size=np.nan) for e in known]))
     )
+
+
+def test_statements_are_of_the_teacher_that_was_asked_and_say_which_way(result: ReportBundle) -> None:
+    """Students that may learn from other teachers are still compared with the one that is evaluated as it is."""
+    scores, label = result.scores, result.students[0].label
+
+    def stated(groups: list[ModelGroup], gain: float) -> str:
+        known = result.long_tail.calibration.assign(
+            coverage=0.4, coverage_gain=gain, coverage_gain_low=gain - 0.01, coverage_gain_high=gain + 0.01
+        )
+        tail = replace(result.long_tail, calibration=known)
+        return " ".join(loss_statement(replace(scores, groups=groups), result.score_frame, tail, label))
+
+    own = stated(scores.groups, -0.006)
+    assert "of its teacher's score above chance. Of the " in own and " documents its teacher answers correctly " in own
+    assert "there the two are right 0.6 points less often [1.6 less, 0.4 more] than the teacher alone." in own
+    corrected = replace(scores.groups[0], role="derived", label="corrected", models=(), seeds=())
+    others = stated([*scores.groups, corrected], 0.017)
+    assert "of the score above chance of the teacher as released. Of the " in others
+    assert " documents the teacher as released answers correctly " in others and "its teacher" not in others
+    assert "right 1.7 points more often [0.7 more, 2.7 more] than the teacher alone." in others
+
+
+def test_of_students_of_several_sizes_each_size_is_named(result: ReportBundle) -> None:
+    sizes = [replace(one, relative_size=share) for one, share in zip(result.students, (0.84, 0.84, 0.68), strict=False)]
+    text = " ".join(verdict(result.scores, result.score_frame, sizes))
+    assert "score above chance, with 84%, 84% and 68% of its parameters." in text
+    text = " ".join(verdict(result.scores, result.score_frame, sizes[:2]))
+    assert "score above chance, with 84% of its parameters." in text
+
+
+def test_the_page_calls_the_line_of_quality_as_the_figure_does(result: ReportBundle) -> None:
+    frame = pareto_frontier(result.scores, "parameters")
+    assert page_data(result, {"parameters": frame})["quality_label"] == "90% of the teacher"
+    made = page_data(result, {"parameters": frame.assign(role=frame["role"].replace("untrained", "derived"))})
+    assert made["quality_label"] == "90% of the teacher as released"
+
+
+def test_many_students_that_the_correction_made_insignificant_are_not_the_others(result: ReportBundle) -> None:
+    near, far = effects(result, (2, 1, 3, 0.2), (1, -1, 3, 0.9))
+    text = headline(result.scores, [*[near] * 5, *[far] * 6])
+    assert "by +2.0 points for 5 of 11 students (not significant after correction for 11 comparisons, p ≥ .200)" in text
+    assert "and by +1.0 points for the other 6 distilled students (not significant; gains above 3.0" in text
+
+
+def test_a_share_of_a_teacher_near_chance_is_a_dash(result: ReportBundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    claims = efficiency_claims(result.scores).assign(retention=np.nan, raw_retention=0.756)
+    monkeypatch.setattr(efficiency_claim, "efficiency_claims", lambda _: claims)
+    assert {tuple(cell.text for cell in row[1:3]) for row in claim_table(result.scores).rows} == {("75.6%", "—")}
 
 
 def test_the_verdict_for_other_programs_has_no_nan(result: ReportBundle) -> None:
@@ -370,6 +443,25 @@ def test_the_example_of_a_frequency_is_a_word_that_is_counted(result: ReportBund
     text = loss_report_markdown(result.scores, result.long_tail, "x", {}, False)
     assert f'the most frequent word that is counted is "{most}" ({zipf:.1f})' in text
     assert "of which each student read 200k tokens" in text
+    runs = result.scores.results.runs
+    longer = runs.assign(training_tokens=runs["training_tokens"].mask(runs["student"] == "d24", np.nan))
+    longer.loc[longer["student"] == "d18", "training_tokens"] = 4e5
+    others = replace(result.scores, results=replace(result.scores.results, runs=longer, word_counts={}))
+    text = loss_report_markdown(others, result.long_tail, "x", {}, False)
+    assert "Flips compare the answer of the first seed (fewer than 3 seeds)." in text
+    third = [replace(group, models=(*group.models, "x")) if group.label == "d24 distilled" else group
+             for group in result.scores.groups]  # fmt: skip
+    some = loss_report_markdown(replace(others, groups=third), result.long_tail, "x", {}, False)
+    assert "Flips compare the modal answer over seeds, or the answer of the first seed (fewer than 3 seeds)." in some
+    assert "of which students read 200k to 400k tokens; none of the words that tasks ask about is in it." in text
+
+
+def test_a_model_card_tells_the_shots_of_a_benchmark_whose_tasks_have_several_numbers(result: ReportBundle) -> None:
+    frame = result.score_frame
+    shots = frame["num_fewshot"].astype(object).mask(frame["task"] == "sciq", "0 / 5")
+    card = model_card_sections(replace(result, score_frame=frame.assign(num_fewshot=shots)))["d24-distilled-0"]
+    assert "| sciq | acc, 0 / 5-shot | 30 |" in card
+    assert "| piqa | acc_norm, 0-shot | 30 |" in card
 
 
 def test_the_csv_of_the_long_tail_has_calibration_and_slices(result: ReportBundle) -> None:
@@ -496,7 +588,8 @@ def tail_of(result: ReportBundle, **columns: list[float]) -> str:
     rows = []
     for axis_name in ("rarity_question", "rarity_answer"):
         for place, student in enumerate(result.students):
-            known = {"tail_loss": -0.05, "tail_loss_low": -0.2, "tail_loss_p_adjusted": 0.9, "student_change": -0.05}
+            known = {"tail_loss": -0.05, "tail_loss_low": -0.2, "tail_loss_high": 0.1, "student_change": -0.05}
+            known |= {"tail_loss_p_adjusted": 0.9}
             known |= {"student_change_p_adjusted": 0.9, "teacher_change": 0.07, "excess": 0.0, "excess_p_adjusted": 0.9}
             changes = {name: values[place] for name, values in columns.items()}
             rows.append({"model": student.label, "axis": axis_name} | known | (changes if "answer" in axis_name else {}))
@@ -522,6 +615,17 @@ def test_the_long_tail_names_what_students_change_by_themselves(result: ReportBu
     own["student_change_p_adjusted"] = [0.2, 0.3, 0.3, 0.9]
     assert tail_of(result, **LOSSES, **own).startswith(
         f"Rare answers lose more beside the teacher: {LOSE_MORE}scores change by −21.2 to −7.4 (not significant), the "
+    )
+
+
+def test_an_undecided_long_tail_says_what_is_excluded_and_whether_the_correction_left_it_so(result: ReportBundle) -> None:
+    alone = tail_of(result, tail_loss_high=[0.1, 0.1, 0.1, -0.01])
+    assert alone.startswith(
+        "Whether rare answers lose more is undecided after correction (an additional loss above 20.0 points is excluded "
+    )
+    few = tail_of(result, tail_loss_low=[-0.2, -0.2, -1.04, -0.2])
+    assert few.startswith(
+        "Whether rare answers lose more is undecided (there are too few documents to exclude any additional loss). Whether"
     )
 
 
