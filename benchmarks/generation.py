@@ -111,6 +111,7 @@ def measure_case(folder: Path, case: Case, rounds: int) -> dict[str, Any]:
     check, _, mode = timed(lambda: supported_slot_mode(model, max(map(len, prompts)), case.new_tokens))
     assert not mode.fallback_reason, mode
     times: dict[str, list[tuple[float, float]]] = {"generate": [], "ours": []}
+    tokens: dict[str, list[int]] = {"generate": [], "ours": []}
     texts: dict[str, list[list[int]]] = {}
     sides = {"generate": by_generate, "ours": by_slots}
     torch.manual_seed(0)
@@ -118,11 +119,9 @@ def measure_case(folder: Path, case: Case, rounds: int) -> dict[str, Any]:
         for side in sorted(sides, reverse=bool(number % 2)):
             wall, cpu, texts[side] = timed(functools.partial(sides[side], model, prompts, ends, case))
             times[side].append((wall, cpu))
+            tokens[side].append(sum(map(len, texts[side])))
             print(json.dumps({"case": case.name, "side": side, "wall": wall, "cpu": cpu}), flush=True)
-    tokens = {side: sum(map(len, rows)) for side, rows in texts.items()}
-    # drawn texts differ in length: what counts is the time of a token
-    per_token = {side: np.array(times[side]) / tokens[side] for side in times}
-    ratios = per_token["generate"] / per_token["ours"]
+    ratios = token_time_ratios(times, tokens)
     same = sum(a == b for a, b in zip(*texts.values(), strict=True))
     lengths = [len(prompt) for prompt in prompts]
     return {
@@ -131,7 +130,7 @@ def measure_case(folder: Path, case: Case, rounds: int) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "rounds": rounds,
         "prompt_tokens": f"{min(lengths)}–{max(lengths)}",
-        "tokens": tokens["ours"],
+        "tokens": tokens["ours"][-1],
         "generate_s": float(np.median([wall for wall, _ in times["generate"]])),
         "ours_s": float(np.median([wall for wall, _ in times["ours"]])),
         "ratio": float(np.median(ratios[:, 0])),
@@ -141,6 +140,14 @@ def measure_case(folder: Path, case: Case, rounds: int) -> dict[str, Any]:
         "same": "" if case.temperature else f"{same} of {len(prompts)}",
         "check_s": check,
     }
+
+
+def token_time_ratios(times: dict[str, list[tuple[float, float]]], tokens: dict[str, list[int]]) -> np.ndarray:
+    """(rounds, 2): seconds of a token by `generate` over those by ours, of the clock and of the processor. Drawn texts
+    differ in length, those of `generate` from round to round: what counts is the time of a token."""
+    per_token = {side: np.array(times[side]) / np.array(tokens[side])[:, None] for side in times}
+    ratios: np.ndarray = per_token["generate"] / per_token["ours"]
+    return ratios
 
 
 def timed(call: Callable[[], Any]) -> tuple[float, float, Any]:

@@ -121,9 +121,9 @@ def measure(model: Any, length: int, rounds: int) -> list[dict[str, Any]]:
                 seconds[layout].append(time.perf_counter() - start)
             peaks[layout] = (read_peak_memory(device) - before) / 2**20
     facts = {"tokens": length, "documents": int(batch["document_ids"].max())}
-    unmeasured = {"way": "mask, by formula", "seconds": np.nan, "memory_mb": length**2 * (1 + number) / 2**20}
+    unmeasured = {"way": "mask, by formula", "seconds": np.nan, "memory_mib": length**2 * (1 + number) / 2**20}
     measured = [
-        {"way": "mask" if way == ONE_MASK else way, "seconds": float(np.median(seconds[way])), "memory_mb": peaks[way]}
+        {"way": "mask" if way == ONE_MASK else way, "seconds": float(np.median(seconds[way])), "memory_mib": peaks[way]}
         for way in layouts
     ]
     return [{**facts, **row} for row in [*([] if is_mask_measured else [unmeasured]), *measured]]
@@ -155,7 +155,7 @@ def render_page(table: pd.DataFrame, device: torch.device, rounds: int) -> str:
         f"median of {rounds} rounds in turn. Memory: peak of a pass above the model. Ratios: the mask's over the kernel's, "
         "above 1 is better. By formula: T² booleans and T² numbers of the model's format, nothing else.",
         "",
-        "| tokens a row | documents | way | seconds | faster | memory MB | less memory |",
+        "| tokens a row | documents | way | seconds | faster | memory MiB | less memory |",
         "|---:|---:|---|---:|---:|---:|---:|",
     ]
     for _, group in table.groupby("tokens"):
@@ -163,11 +163,11 @@ def render_page(table: pd.DataFrame, device: torch.device, rounds: int) -> str:
         for _, row in group.iterrows():
             faster = "" if row is mask or np.isnan(mask.seconds) else f"{mask.seconds / row.seconds:.2f}×"
             seconds = "" if np.isnan(row.seconds) else f"{row.seconds:.3f}"
-            less = f"{mask.memory_mb / max(row.memory_mb, 0.1):.1f}×"
+            less = f"{mask.memory_mib / max(row.memory_mib, 0.1):.1f}×"
             is_mask = row.way.startswith("mask")
             lines.append(
                 f"| {row.tokens} | {row.documents} | {row.way} | {seconds} | {'' if is_mask else faster} | "
-                f"{row.memory_mb:.0f} | {'' if is_mask else less} |"
+                f"{row.memory_mib:.0f} | {'' if is_mask else less} |"
             )
     return "\n".join(lines) + "\n"
 

@@ -22,7 +22,7 @@ from distill_lit.config.roles import Role
 from distill_lit.config.training import check_lr_schedule
 from distill_lit.evaluation.probe_corpora import check_probes
 from distill_lit.evaluation.tasks import check_tasks
-from distill_lit.experiment.export_checks import check_export
+from distill_lit.experiment.export_checks import check_adaptive_fraction, check_export
 from distill_lit.experiment.fingerprint import TEACHER_INT8
 from distill_lit.experiment.grid import GridPoint, expand_points
 from distill_lit.experiment.launcher.devices import num_devices, share_gpus, visible_gpus
@@ -167,6 +167,7 @@ def _check_recipe(name: str, recipe: Recipe, recipes: Mapping[str, Recipe]) -> N
         check_lr_schedule(config.training)
         _check_teacher(config, objective)
         check_export(config, objective)
+        check_adaptive_fraction(config, objective)
         check_strategy(config, objective, name)
     check_backend(config)
     data.check_data_config(config.data, config.dataset_source)

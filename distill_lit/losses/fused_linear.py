@@ -92,9 +92,10 @@ def fused_linear_loss(
     over, for schedules; chunk_size: tokens per pass, None: what fits memory_budget, in MiB, 0 for `hardware.logits_budget`;
     compiled: compile the element-wise part; kernel: run it in the Triton kernel on CUDA, for the losses that it knows.
     Gradients reach `hidden_states`, `lm_head.weight` and `lm_head.bias`; a second derivative is refused. Raises UserError
-    where a term cannot read the target.
+    where a term cannot read the target, and for a label that is none of the tokens.
     """
     _check(objective, target, on_policy_mask)
+    _check_labels(labels, lm_head.vocab_size)
     weights, temperatures = _factors(objective, progress, denominator, hidden_states)
     device, dtype = hidden_states.device, hidden_states.dtype
     lift = None
@@ -135,6 +136,19 @@ def _check(objective: Objective, target: TeacherTarget | SpanTarget | Tensor | N
         raise UserError(f"{term.key}: it compares with a teacher, and there is none")
     form = "absent" if target is None else target_form(target)
     check_teacher_supports_objective(objective, form, "this teacher", has_on_policy_mask=on_policy_mask is not None)
+
+
+def _check_labels(labels: Tensor, vocab_size: int) -> None:
+    # compiled code and the kernel look for a label among the columns: what is in none would count as if it were certain,
+    # and on CUDA a gather of it would end the process
+    if not len(labels):
+        return
+    least, most = torch.stack(labels.aminmax()).tolist()
+    if least < 0 or most >= vocab_size:
+        raise UserError(
+            f"labels: {least if least < 0 else most} is none of the {vocab_size} tokens that are compared (rows of the "
+            "smaller lm_head, or vocab_size); -100 leaves a position out"
+        )
 
 
 def _factors(objective: Objective, progress: float, denominator: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:

@@ -37,12 +37,14 @@ def _feature_term(class_name: str, kind: str, name: str, weight: Value, **option
     return term
 
 
-def Loss(kind: str, *, temperature: Value = 1.0, weight: Value = 1.0, name: str = "", **options: Any) -> Term:
+def Loss(kind: str, *, temperature: Value = 1.0, weight: Value = 1.0, name: str = "", **options: Any) -> Term | FeatureTerm:
     """A loss of the registry by its name, such as one of your own that `register` has put there.
 
     Example:
         >>> 0.5 * CrossEntropy() + Loss("my_divergence", temperature=2.0)
     """
+    if kind in FEATURE_LOSSES:
+        return build_term("losses.Loss", name or kind, kind, weight, temperature, options)
     return _logit_term("Loss", kind, name, weight, temperature, **options)
 
 

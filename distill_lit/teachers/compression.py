@@ -120,7 +120,8 @@ def compress_logprobs(
     """
     label_logprobs = logprobs.gather(-1, labels[:, None])[:, 0]
     if cache_format.target_form == CACHE_TOP_K:
-        values, ids = logprobs.topk(cache_format.tokens_per_position, dim=-1)
+        # a padded head has more rows than there are tokens, and a config counts the rows
+        values, ids = logprobs.topk(min(cache_format.tokens_per_position, logprobs.shape[-1]), dim=-1)
         if not cache_format.is_ragged:
             return top_k_arrays(ids, values, label_logprobs, logprobs.shape[-1])
         nucleus = keep_nucleus(values, cache_format.top_p)

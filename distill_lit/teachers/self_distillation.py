@@ -51,7 +51,9 @@ class EMATeacher(OnlineTeacher):
     ) -> None:
         """Begins with a copy of the student in its number format. Averages of 16-bit weights are kept in float32 beside it,
         rounded for each forward pass: steps of 1 − decay would be rounded away. decay: 0 (the student itself) to 1
-        exclusive; documents: as in `OnlineTeacher`."""
+        exclusive; documents: as in `OnlineTeacher`. Raises UserError for another decay."""
+        if not 0 <= decay < 1:
+            raise UserError(f"EMATeacher(decay): {decay} is not at least 0 and below 1")
         super().__init__(copy.deepcopy(student), vocab_size, documents=documents)
         self.decay = decay
         self._long_averages: dict[str, Tensor] = {}  # of 16-bit weights

@@ -100,6 +100,7 @@ class DistillationLoss(nn.Module):
             settings: chunk size and number format of the fused lm_head.
         """
         super().__init__()
+        _check_is_no_name("teacher", teacher)
         self.objective = as_objective(loss)
         if isinstance(teacher, nn.Module):
             vocab_size = vocab_size or lm_head_rows(teacher)
@@ -249,9 +250,8 @@ def lm_head_rows(model: Any) -> int:
 def shared_vocab_size(student: Any, teacher: Any) -> int:
     """Rows of the smaller lm_head: some models pad theirs. teacher: a model, a `Teacher`, or None. Raises UserError where
     it is the student itself."""
-    for role, model in (("student", student), ("teacher", teacher)):
-        if isinstance(model, str | Path):
-            raise UserError(f"{role}: {str(model)!r} is a name; give a model, as of AutoModelForCausalLM.from_pretrained")
+    _check_is_no_name("student", student)
+    _check_is_no_name("teacher", teacher)
     if teacher is student:
         raise UserError("teacher: it is the student itself; load the model twice")
     rows = [lm_head_rows(model) for model in (student, teacher) if isinstance(model, nn.Module)]
@@ -262,6 +262,11 @@ def shared_vocab_size(student: Any, teacher: Any) -> int:
             "the lm_heads have %s rows; the first %d tokens are compared, one tokenizer is assumed", rows, min(rows)
         )
     return min(rows)
+
+
+def _check_is_no_name(role: str, model: Any) -> None:
+    if isinstance(model, str | Path):
+        raise UserError(f"{role}: {str(model)!r} is a name; give a model, as of AutoModelForCausalLM.from_pretrained")
 
 
 def check_batch(batch: Any) -> None:

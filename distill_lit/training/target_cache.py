@@ -22,7 +22,8 @@ TeacherAnswer = tuple[TeacherTarget, Activations]  # targets, and the inner stat
 
 
 class TargetCache:
-    """Answers of a teacher by the batch that was read, in main memory, as long as there is room; to the bit as they were.
+    """Answers of a teacher by the batch that was read and the device that it is on, in main memory, as long as there is
+    room; to the bit as they were.
 
     max_bytes: of all answers; what would exceed it is asked each time.
     """
@@ -63,7 +64,7 @@ def _content_key(batch: dict[str, Any]) -> bytes:
     for name in sorted(batch):
         value = batch[name]
         if isinstance(value, Tensor):
-            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)} {value.device}".encode())
             digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
         else:
             digest.update(f"{name} {value!r}".encode())

@@ -269,6 +269,7 @@ def test_a_student_learns_from_its_own_text(
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     kl = [line["validation/teacher_kl"] for line in lines if "validation/teacher_kl" in line]
     assert kl[-1] < (1.02 if kind == "policy_gradient_reverse_kl" else 0.9) * kl[0]
+    assert kl[-1] != kl[0]  # as it would be without a gradient
     logged = {name for line in lines for name in line if name.startswith("on_policy/")}
     names = (
         "length",

@@ -383,6 +383,11 @@ def test_weights_that_round_their_steps_away_are_warned_of(
     assert not is_warned or f"{sum(p.numel() for p in student.parameters())} weights to be trained are bfloat16" in lines[0]
 
 
+def test_a_loss_alone_wants_a_model_too() -> None:
+    with pytest.raises(UserError, match="teacher: 'org/model' is a name; give a model"):
+        DistillationLoss(losses.ForwardKL(), "org/model")
+
+
 def test_a_padded_vocabulary_is_cut_to_the_smaller_one(models: tuple[Any, Any], loader: DataLoader) -> None:
     student, teacher = models
     batch = next(iter(loader))

@@ -9,6 +9,7 @@ from distill_lit.losses import LOGIT_LOSSES, build_objective, chunk_size_for_bud
 from distill_lit.losses.lm_head import LMHead
 from distill_lit.losses.targets import DenseTarget, TeacherTarget
 from distill_lit.utils import hardware
+from distill_lit.utils.exceptions import UserError
 
 N, D, D_T, V, PADDED = 37, 8, 12, 29, 32
 TERMS = {
@@ -241,6 +242,18 @@ def test_no_tokens_give_a_loss_of_zero_and_a_gradient_of_zero(form: str) -> None
     assert student.weight.grad.abs().max() == 0 and student.bias.grad.abs().max() == 0
     assert found.metric_sums.keys() == some.metric_sums.keys()
     assert all(value.item() == 0 for value in found.metric_sums.values())
+
+
+@pytest.mark.parametrize("label", [-1, V])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_label_that_is_no_token_is_refused(label: int, compiled: bool) -> None:
+    """Compiled code finds it in no column, and would take it for certain."""
+    hidden, student, target, labels = make(torch.float32, bias=False)
+    labels[1] = label
+    with pytest.raises(UserError, match=f"labels: {label} is none of the {V} tokens that are compared"):
+        fused_linear_loss(
+            build_objective(TERMS["three"]), hidden, student, target, labels, denominator=torch.tensor(N), compiled=compiled
+        )
 
 
 @pytest.mark.gpu

@@ -50,6 +50,12 @@ def test_every_entry_of_the_registry_is_an_object_and_what_a_config_builds() -> 
         assert losses.as_objective(term) == build_objective({term.kind: TermConfig()})
 
 
+def test_every_entry_of_the_registry_is_found_by_its_name() -> None:
+    for make in CLASSES:
+        assert losses.Loss(make().kind) == make()
+    assert losses.Loss("hidden_states", layers="last", weight=0.5) == 0.5 * losses.HiddenStates(layers="last")
+
+
 def test_a_weighted_sum_is_the_objective_of_a_config() -> None:
     loss = 0.5 * losses.CrossEntropy() + losses.JensenShannon(beta=0.3, temperature=2.0, name="jsd") * 2
     ramp = {"shape": "cosine", "start": 1.0, "end": 0.0, "until": 0.5}
@@ -79,6 +85,8 @@ def test_weights_by_hand() -> None:
         (lambda: losses.ForwardKL(temperature=0), r"losses.ForwardKL\(temperature\): 0.0 must be a number above 0"),
         (lambda: losses.ForwardKL() + losses.ForwardKL(), "two terms are called 'forward_kl'"),
         (lambda: losses.ForwardKL() * losses.ForwardKL(), "not with another loss"),
+        (lambda: losses.Loss("attention", temperature=2.0), r"losses.Loss\(temperature\): attention has no temperature"),
+        (lambda: losses.Loss("hidden_states", layer="last"), "losses.Loss: unknown option 'layer'"),
         (lambda: losses.Loss("forwardkl"), "unknown loss 'forwardkl'; did you mean 'forward_kl'"),
         (lambda: losses.Loss("forward_kl", beta=1), "losses.Loss: unknown option 'beta'"),
         (lambda: losses.linear(0, 1) * losses.ForwardKL(weight=losses.linear(1, 0)), "two schedules"),

@@ -15,6 +15,7 @@ from distill_lit.teachers import EMATeacher, MixtureTeacher, OnlineTeacher, Stud
 from distill_lit.training.trainer import TrainingJob, train
 from distill_lit.utils.distributed.ranks import all_gather_object
 from distill_lit.utils.distributed.spawn import spawn_ranks
+from distill_lit.utils.exceptions import UserError
 
 TERMS = {"ce": TermConfig(weight=0.5), "kl": TermConfig(kind="forward_kl")}
 
@@ -150,3 +151,9 @@ def test_plain_lightning_averages_too(tiny_teacher: Path) -> None:
     ).fit(module, loader)  # fmt: skip
     for ours, theirs in zip(student.parameters(), teacher.model.parameters(), strict=True):
         assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("decay", [-0.1, 1.0, 1.5, float("nan")])
+def test_a_decay_that_is_no_share_is_refused(decay: float) -> None:
+    with pytest.raises(UserError, match=rf"EMATeacher\(decay\): {decay} is not at least 0 and below 1"):
+        EMATeacher(torch.nn.Linear(1, 1), decay)

@@ -22,7 +22,13 @@ from distill_lit.losses.targets import TopKTarget, concatenate_targets
 from distill_lit.models import ModelSize, load_model
 from distill_lit.teachers import OfflineTeacher, teacher_source, write_teacher_cache
 from distill_lit.teachers.base import CachedTeacherSource, CacheRows
-from distill_lit.teachers.compression import CACHE_TOP_P, TeacherCacheFormat, compress_logprobs, decompress_target
+from distill_lit.teachers.compression import (
+    CACHE_TOP_K,
+    CACHE_TOP_P,
+    TeacherCacheFormat,
+    compress_logprobs,
+    decompress_target,
+)
 from distill_lit.teachers.teacher_cache import measure_bytes_per_token, teacher_cache_folder, teacher_cache_metadata
 from distill_lit.utils.exceptions import UserError
 
@@ -45,6 +51,15 @@ def nucleus_of(probabilities: list[float], top_p: float, limit: int | None = Non
 
 
 # ---------------------------------------------------------------- what is kept
+
+
+@pytest.mark.parametrize("kind", [CACHE_TOP_K, CACHE_TOP_P])
+def test_more_tokens_than_there_are_keep_all(kind: str) -> None:
+    """`teacher.top_k` may be the rows of a padded head, of which a config tells, and not how many are tokens."""
+    form, logprobs = TeacherCacheFormat(kind, 9), torch.randn(3, 5).log_softmax(-1)
+    target = decompress_target(compress_logprobs(logprobs, torch.tensor([0, 1, 2]), form, torch.Generator()), form)
+    assert isinstance(target, TopKTarget)
+    torch.testing.assert_close(torch.zeros(3, 5).scatter(1, target.ids, target.logprobs), logprobs, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -105,6 +105,21 @@ def test_where_validation_losses_do_not_say_which_weights_are_best(changes: tupl
         check_experiment(load_experiment(QUICKSTART, [*BEST, *changes]))
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (("objective.terms.kl.temperature={shape: linear, start: 1, end: 2}",), "a schedule in objective.terms makes each"),
+        (("teacher.source=ema",), "the teacher of teacher.source ema changes from one to the next; give a number"),
+    ],
+)
+def test_a_share_does_not_grow_by_validation_losses_that_do_not_compare(changes: tuple[str, ...], message: str) -> None:
+    own_text = ("grid={student: [deep]}", "teacher.source=online", "on_policy.max_new_tokens=8")
+    check_experiment(load_experiment(QUICKSTART, [*own_text, "on_policy.fraction=adaptive"]))
+    check_experiment(load_experiment(QUICKSTART, [*own_text, "on_policy.fraction=0.5", *changes]))
+    with pytest.raises(UserError, match=f"on_policy.fraction: adaptive compares the validation losses.*{message}"):
+        check_experiment(load_experiment(QUICKSTART, [*own_text, "on_policy.fraction=adaptive", *changes]))
+
+
 def test_a_quantized_stage_takes_what_the_stage_before_exports() -> None:
     """It trains nothing, so that the setting is none of its own; stages that train each export their best."""
     stages = "stages={first: {training.max_tokens: 20000}, second: {training.val_check_interval: 0.5}}"

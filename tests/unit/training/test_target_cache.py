@@ -44,6 +44,20 @@ def test_a_batch_is_asked_once_and_answered_to_the_bit() -> None:
     assert not torch.equal(first[1]["hidden_states", 0], other[1]["hidden_states", 0])
 
 
+class Elsewhere(torch.Tensor):
+    """A tensor that says it is on another device."""
+
+    device = torch.device("cuda", 1)
+
+
+def test_a_module_that_moves_to_another_device_asks_anew() -> None:
+    """What was kept would come back to the old one."""
+    cache, ask, batch = TargetCache(), Asked(), batch_of([1, 2, 3])
+    cache.get(batch, ask)
+    cache.get({name: value.as_subclass(Elsewhere) for name, value in batch.items()}, ask)
+    assert len(ask.answers) == 2
+
+
 @pytest.mark.parametrize(
     "change", [{"labels": torch.tensor([[1, 2, 3]])}, {"input_ids": torch.tensor([[1], [2], [3]])}, {"note": "other"}]
 )
