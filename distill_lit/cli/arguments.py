@@ -98,11 +98,11 @@ def find_results(path: Path, overrides: list[str]) -> "tuple[Path, ExperimentCon
     """The results folder and the config of an argument. Raises UserError for what is neither folder nor experiment."""
     from distill_lit.config import load_experiment
 
-    if path.is_dir():
+    if os.path.isdir(path):
         if not (path / "plan.yaml").is_file():
             raise UserError(f"{path}: no plan.yaml and records.parquet in it, so it is no results folder")
         return path, load_experiment(path / "plan.yaml", overrides, must_test=False)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(f"{path}: neither a results folder nor an experiment file")
     config = load_experiment(path, overrides)
     return Path("results") / config.name, config

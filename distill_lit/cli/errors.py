@@ -5,6 +5,7 @@ import os
 import sys
 import traceback
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -16,7 +17,12 @@ PIPE_WIDTH = 200  # columns where output goes to a file or a program, which woul
 
 
 class PipeSafeConsole(Console):
-    """A console whose reader may go away, as `head` does: the command goes on without output."""
+    """A console that shows text as it is, whatever brackets and colons a path or a question has. Its reader may go away, as
+    `head` does: the command goes on without output."""
+
+    def __init__(self, **options: Any) -> None:
+        """options: those of rich's console."""
+        super().__init__(markup=False, emoji=False, **options)
 
     @classmethod
     def of_output(cls) -> "PipeSafeConsole":

@@ -29,7 +29,7 @@ MIN_NAME = 12  # columns that a name has before it is folded
 def print_plan(experiment: Experiment, planned: Planned, console: Console) -> None:
     """Prints runs with their estimates, after the question and what is to be downloaded."""
     if experiment.config.question:
-        console.print(f"[bold]{experiment.name}[/bold]: {experiment.config.question}", highlight=False)
+        console.print(Text.assemble((experiment.name, "bold"), f": {experiment.config.question}"))
     for plugin in experiment.config.plugins:
         console.print(f"plugin: the code in {plugin} is run", style="yellow", highlight=False, soft_wrap=True)
     for note in experiment.notes:

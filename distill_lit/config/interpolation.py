@@ -2,10 +2,20 @@
 
 import re
 import typing
+from collections.abc import Iterator
 from typing import Any
 
 from distill_lit.config.key_paths import holds_paths, is_section, resolve_scalars, type_adapter, type_below
-from distill_lit.config.yaml_text import PARSE_ERRORS, YamlScalar, is_interpolated, mask_literals, mask_text, unmask_text
+from distill_lit.config.yaml_text import (
+    DOLLAR,
+    INTERPOLATED_KEY,
+    PARSE_ERRORS,
+    YamlScalar,
+    is_interpolated,
+    mask_literals,
+    mask_text,
+    unmask_text,
+)
 from distill_lit.utils.exceptions import UserError, one_line_message
 from distill_lit.utils.path_variables import PATH_VARIABLE
 
@@ -61,6 +71,23 @@ def _has_interpolation(value: Any) -> bool:
     if isinstance(value, dict):
         return any(_has_interpolation(item) for item in value.values())
     return any(_has_interpolation(item) for item in value) if isinstance(value, list) else is_interpolated(value)
+
+
+def interpolated_keys(value: Any, where: str = "") -> Iterator[tuple[str, str]]:
+    """(key of a text, key whose value stands in it) of every `${key}` in a tree, both dotted from its root."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            yield from interpolated_keys(item, f"{where}.{name}" if where else name)
+    elif isinstance(value, list):
+        for item in value:
+            yield from interpolated_keys(item, where)
+    elif isinstance(value, str):
+        for dollar in DOLLAR.finditer(value):
+            found = INTERPOLATED_KEY.match(value, dollar.end() - 2)
+            if found and len(dollar[1]) % 2 == 0:
+                name = found[1].lstrip(".")
+                levels = len(found[1]) - len(name)  # up from the key of the text
+                yield where, ".".join([*(where.split(".")[:-levels] if levels else []), name])
 
 
 def _mask(value: Any, section: Any, where: str = "", literal: bool = False) -> Any:

@@ -3,6 +3,7 @@
 import copy
 import difflib
 import functools
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -28,7 +29,7 @@ from distill_lit.config.key_paths import (
 )
 from distill_lit.config.models import BASE_TEACHER
 from distill_lit.config.schema import ExperimentConfig
-from distill_lit.config.validation import validate_config
+from distill_lit.config.validation import check_interpolations, validate_config
 from distill_lit.config.variants import check_disjoint, choose_variants
 from distill_lit.config.yaml_text import PARSE_ERRORS, dump_yaml, parse_yaml
 from distill_lit.utils.exceptions import UserError, one_line_message, suggest
@@ -78,7 +79,10 @@ def _load(section: type[Section], layers: list[Layer], overrides: list[str]) -> 
     changes = _parse_overrides(section, files, overrides)
     check_nulls("", changes, files)
     tree = drop_nulls(deep_merge(files, changes))
-    return build_section(section, resolve_interpolations(section, tree), [*layers, Layer("", changes)])
+    config = build_section(section, resolve_interpolations(section, tree), [*layers, Layer("", changes)])
+    if isinstance(config, ExperimentConfig):
+        check_interpolations(config, tree)
+    return config
 
 
 def _merged(layers: list[Layer]) -> Tree:
@@ -248,10 +252,10 @@ def to_yaml(config: Any) -> str:
 
 def find_experiment(path: Path) -> Path:
     """The file of an experiment: a path, or the name of a shipped one, as `quickstart`. Raises UserError."""
-    if path.is_file():
+    if os.path.isfile(path):  # no error for a text that is longer than a path can be
         return path
     shipped = shipped_folder("experiments")
-    if len(path.parts) == 1 and (file := shipped / f"{path.name.removesuffix('.yaml')}.yaml").is_file():
+    if len(path.parts) == 1 and os.path.isfile(file := shipped / f"{path.name.removesuffix('.yaml')}.yaml"):
         return file
     close = difflib.get_close_matches(path.stem, [file.stem for file in shipped.glob("*.yaml")], n=1)
     hint = f"; did you mean {close[0]}?" if close else ""

@@ -128,6 +128,8 @@ def validation_data_fingerprint(config: ExperimentConfig) -> str:
         name: {key: value for key, value in corpus.items() if key != "weight"} for name, corpus in found["corpora"].items()
     }
     rows: list[Any] = [config.data.seed, config.data.sequence_length, config.data.validation_sequences]
+    if config.data.chat_template:
+        rows.append({"chat_template": config.data.chat_template})
     if not teacher_capabilities(config.teacher).shares_tokenizer:  # the student's own tokenizer cuts them
         rows.append(config.students[config.student].from_)
     return versioned_fingerprint(corpora=corpora, rows=rows, dataset_source=found["dataset_source"])

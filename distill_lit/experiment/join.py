@@ -44,7 +44,8 @@ def join(experiment: Experiment) -> None:
                 f"training.nodes: the first node is at {name}, which is no run of {experiment.name} as it is here"
             )
         folder = experiment.folder_of(runs[name])
-        run = replace(runs[name], config=load_experiment(folder / "config.yaml"))  # every `auto` as the first node has it
+        # every `auto` as the first node has it; hypotheses are not of one run
+        run = replace(runs[name], config=load_experiment(folder / "config.yaml", must_test=False))
         try:
             join_run(run, folder, replace(node, count=run.config.training.nodes))
         except RankFailure as error:  # the first node says so in the run's folder, and goes on with the next run

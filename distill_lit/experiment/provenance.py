@@ -13,6 +13,7 @@ from distill_lit.experiment.run_references import RUN_PREFIX
 from distill_lit.utils import hardware
 from distill_lit.utils.files import fingerprint
 
+FOLDER = Path(__file__).parent.resolve()  # of this module
 PACKAGES = (
     "distill-lit",
     "torch",
@@ -60,20 +61,22 @@ def _published_name(reference: str, runs: Path) -> str:
 
 def _uncommitted_changes_hash() -> str:
     """Empty for a clean checkout, else a hash of the difference, new Python files included."""
-    difference = _git("diff", "HEAD", "--", ":!results")
-    new = _git("ls-files", "--others", "--exclude-standard", "--", "*.py", ":!results")
+    root = Path(_git("rev-parse", "--show-toplevel"))  # paths of git are from the folder that it is in
+    difference = _git("diff", "HEAD", "--", ":!results", folder=root)
+    new = _git("ls-files", "--others", "--exclude-standard", "--", "*.py", ":!results", folder=root)
     if "unknown" in (difference, new):
         return "unknown"
-    root = Path(_git("rev-parse", "--show-toplevel"))
     texts = [path.read_text("utf-8", "replace") for name in new.splitlines() if (path := root / name).is_file()]
     return fingerprint([difference, new, texts]) if difference or new else ""
 
 
-def _git(*arguments: str) -> str:
-    """What git says about the code of this suite; `unknown` without git, or where it is installed and not checked out."""
+def _git(*arguments: str, folder: Path | None = None) -> str:
+    """What git says in a folder of the code of this suite; `unknown` without git, or where it is installed and not checked
+    out."""
+    command = ["git", "-c", "core.quotePath=false", *arguments]
     try:
         result = subprocess.run(
-            ["git", *arguments], cwd=Path(__file__).parent.resolve(), capture_output=True, text=True, timeout=30
+            command, cwd=folder or FOLDER, capture_output=True, encoding="utf-8", errors="replace", timeout=30
         )
     except (OSError, subprocess.TimeoutExpired):
         return "unknown"

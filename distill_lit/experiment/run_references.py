@@ -18,7 +18,7 @@ from distill_lit.config.key_paths import holds_paths
 from distill_lit.config.loading import build_section
 from distill_lit.experiment.planned_run import Run
 from distill_lit.utils.exceptions import UserError, suggest
-from distill_lit.utils.files import read_json
+from distill_lit.utils.files import read_mapping
 
 RUN_PREFIX = "run:"
 SEED = re.compile(r"-seed=(\d+)$")
@@ -126,7 +126,7 @@ def _finished_models(folder: Path) -> dict[str, list[Path]]:
     """{label, or name of a run: transformers folders} of the runs of an experiment that have made a model."""
     found = defaultdict(list)
     for path in sorted(folder.glob("*/manifest.json")):
-        manifest = read_json(path)
+        manifest = read_mapping(path)
         student = Path(manifest.get("model", path.parent / "student"))
         if "fingerprint" in manifest and student.is_dir():
             # a folder is called anew where the label of its run changes, a manifest is not

@@ -17,7 +17,15 @@ def secret_values(environment: Mapping[str, str] | None = None) -> list[str]:
         for k, v in (environment or os.environ).items()
         if SECRET_VARIABLE_PATTERN.search(k) and len(v) >= MIN_SECRET_LENGTH
     }
-    return sorted((value for value in found if not Path(value).exists()), key=len, reverse=True)
+    return sorted((value for value in found if not _is_path(value)), key=len, reverse=True)
+
+
+def _is_path(value: str) -> bool:
+    """Whether a value names something that is there: a file of tokens is no secret itself."""
+    try:
+        return Path(value).exists()
+    except OSError:  # longer than a name can be, as tokens of clouds are
+        return False
 
 
 def redact(text: str) -> str:
@@ -32,8 +40,8 @@ def redact_file(path: Path) -> None:
     if not path.is_file():
         return
     text = clean = path.read_bytes()
-    for value in secret_values():
-        clean = clean.replace(value.encode(), REDACTED_TEXT.encode().ljust(len(value.encode()))[: len(value.encode())])
+    for value in map(os.fsencode, secret_values()):
+        clean = clean.replace(value, REDACTED_TEXT.encode().ljust(len(value))[: len(value)])
     if clean != text:
         with path.open("r+b") as file:
             file.write(clean)

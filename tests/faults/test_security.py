@@ -23,6 +23,7 @@ from distill_lit.models import load_model, model_folder
 from distill_lit.training.checkpoint import SafeCheckpointIO, checksum_path, load_checkpoint_weights_only
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import sha256_of, write_json
+from distill_lit.utils.redaction import redact, redact_file
 
 FORCED = {"TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"}
 
@@ -245,6 +246,22 @@ def test_26_generated_code_runs_only_on_request_and_confined(
     assert seen["largest"] <= 256 << 20
     if shutil.which("unshare") and not subprocess.run(["unshare", "-Un", "true"], capture_output=True).returncode:
         assert not seen["connected"]
+
+
+def test_27_a_token_longer_than_a_file_name_and_one_that_is_no_text_are_taken_out_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those of clouds are, which are no paths; and one of bytes that are no UTF-8."""
+    long, odd = "A1b2" * 200, "p\udce4ssword"
+    monkeypatch.setenv("AWS_SESSION_TOKEN", long)
+    monkeypatch.setenv("DB_PASSWORD", odd)
+    assert redact(f"it is {long}, says {odd}") == "it is [hidden], says [hidden]"
+    log = tmp_path / "log.txt"
+    log.write_bytes(b"it is " + long.encode() + b", says p\xe4ssword.")
+    size = log.stat().st_size
+    redact_file(log)
+    assert log.read_bytes().split() == [b"it", b"is", b"[hidden]", b",", b"says", b"[hidden]."]
+    assert log.stat().st_size == size
 
 
 def test_27_not_even_where_a_library_says_them(experiment: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 from pathlib import Path
 
 from rich.console import Console
@@ -38,7 +39,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
     if not options.folder.is_dir():
         raise UserError(f"--folder {options.folder}: no such folder")
     template = (shipped_folder("configs") / "templates/experiment.yaml").read_text(encoding="utf-8")
-    # quoted, since YAML reads null, or 1e5, as no text
-    write_text(path, template.replace("name: NAME", f"name: {json.dumps(name, ensure_ascii=False)}").replace("NAME", name))
+    quoted = f"name: {json.dumps(name, ensure_ascii=False)}"  # YAML reads null, or 1e5, as no text
+    write_text(path, re.sub("(name: )?NAME", lambda found: quoted if found[1] else name, template))
     console.print(f"{path} written; next: distill-lit plan {path}, then distill-lit run {path}", highlight=False)
     return DONE

@@ -1,6 +1,7 @@
 """`distill-lit table`: a table for a paper, of one experiment or of several."""
 
 import argparse
+import os
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -103,7 +104,7 @@ def _quantity_help() -> str:
 def run(options: argparse.Namespace, console: Console) -> int:
     """Prints or writes the table."""
     formats = _formats(options)
-    paths = [path for path in options.folders if "=" not in str(path) or path.exists()]
+    paths = [path for path in options.folders if "=" not in str(path) or os.path.exists(path)]
     overrides = [*(str(path) for path in options.folders if path not in paths), *options.overrides]
     configs = {folder: config for path in paths for folder, config in [find_results(path, overrides)]}
     if len(configs) < len(paths) or not paths:

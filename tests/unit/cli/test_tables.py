@@ -13,13 +13,15 @@ from rich.table import Table
 
 from distill_lit.cli.commands.status import status_table
 from distill_lit.cli.errors import PipeSafeConsole
-from distill_lit.cli.run_table import memory_table, plan_axes, plan_table, time_lines
+from distill_lit.cli.main import build_parser
+from distill_lit.cli.run_table import memory_table, plan_axes, plan_table, print_plan, time_lines
 from distill_lit.config import load_experiment
 from distill_lit.experiment.estimate import Estimate
 from distill_lit.experiment.memory_estimate import Memory
 from distill_lit.experiment.plan import plan_runs
 from distill_lit.experiment.planned_run import Run
 from distill_lit.experiment.status import RunResults
+from distill_lit.utils.exceptions import UserError
 
 EXPERIMENT = """
 name: tiny
@@ -123,3 +125,30 @@ def test_no_table_is_cut_where_the_output_is_a_pipe(
         monkeypatch.setenv("COLUMNS", columns)
     assert not sys.stdout.isatty()
     assert PipeSafeConsole.of_output().width == width
+
+
+@pytest.mark.parametrize("text", ["Does a [/INST] token matter?", "/data/exp[v2]/report.html", "a ratio of 1:100:1"])
+def test_text_is_shown_as_it_is(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, console = tmp_path / "tiny.yaml", PipeSafeConsole(file=io.StringIO(), width=200)
+    file.write_text(EXPERIMENT.format(folder=tmp_path))
+    config = load_experiment(file, [f"question={text}"])
+    experiment: Any = SimpleNamespace(
+        name="tiny", config=config, notes=[], required_assets=[], has_models=False, check_gpus=lambda _: None
+    )
+    planned = [(run, None) for run in plan_runs(config)]
+    print_plan(experiment, planned, console)
+    console.print(f"  {text}", highlight=False)
+    said = console.file.getvalue()  # type: ignore[attr-defined]
+    assert f"tiny: {text}\n" in said and f"  {text}\n" in said
+
+
+def test_an_override_of_a_table_may_be_longer_than_a_file_name() -> None:
+    options = build_parser().parse_args(["table", f"report.labels={{a: {'x' * 300}}}"])
+    with pytest.raises(UserError, match="^name one results folder"):
+        options.run(options, PipeSafeConsole(file=io.StringIO()))
+
+
+def test_the_file_of_an_experiment_that_is_called_like_the_placeholder_says_so(tmp_path: Path) -> None:
+    options = build_parser().parse_args(["init", "MY_NAME", "--folder", str(tmp_path)])
+    assert options.run(options, PipeSafeConsole(file=io.StringIO())) == 0
+    assert load_experiment(tmp_path / "MY_NAME.yaml").name == "MY_NAME"

@@ -300,3 +300,34 @@ grid: {student: [d24, d6], include: [{student: d6, data.corpora.g.generated.remo
     file.write_text(BASE.partition("data:")[0] + text)
     labels = [run.label for run in plan_runs(load_experiment(file))]
     assert labels == ["generated-g", "generated-g-model=gpt", "d24", "d6-model=gpt"]
+
+
+# ---------------------------------------------------------------- values of other keys
+
+
+@pytest.mark.parametrize(
+    ("more", "source"),
+    [
+        ("grid: {data.max_tokens: [10, 20]}", "the grid"),
+        ("grid: {data: [{max_tokens: 10}]}", "the grid"),
+        ("grid: {seed: [0], include: [{seed: 0, data.max_tokens: 10}]}", "the grid"),
+        ("variants: {few: {data: {max_tokens: 10}}}", "variants.few"),
+        ("variants: {size: {few: {data.max_tokens: 10}}}", "variants.size.few"),
+    ],
+)
+def test_a_value_of_a_key_that_points_change_is_refused_as_it_would_stay_the_same(
+    file: Path, more: str, source: str
+) -> None:
+    words = f"training.max_tokens: ${{data.max_tokens}} is replaced before {source} changes data.max_tokens; give "
+    for text in ("${data.max_tokens}", "${..data.max_tokens}"):
+        assert refusal(file, more, f"training.max_tokens={text}", "data.max_tokens=5").startswith(words)
+
+
+def test_a_value_of_a_key_may_be_given_where_that_key_is(file: Path) -> None:
+    value = "training.max_tokens=${data.max_tokens}"
+    grid = "grid.data.max_tokens,training.max_tokens=[[10, 30], [20, 40]]"
+    found = [point.training.max_tokens for _, point in expand_grid(loaded(file, "", value, "data.max_tokens=5", grid))]
+    assert found == [30, 40]
+    assert points(file, "variants: {few: {data.max_tokens: 1, training.max_tokens: 2}}", value, "data.max_tokens=5")
+    assert points(file, "variants: {few: {data.seed: 1}}", value, "data.max_tokens=5")
+    assert points(file, "grid: {seed: [0]}", "question=costs \\${seed}")

@@ -249,3 +249,8 @@ def sections_below(section: Any) -> set[Any]:
                 if hasattr(inner, "__pydantic_fields__"):
                     found |= sections_below(inner)
     return found
+
+
+def test_a_text_longer_than_a_file_name_is_no_experiment() -> None:
+    """As an override is in the place of the file."""
+    assert refusal(Path(f"grid={'x' * 300}")).startswith("no experiment file grid=xxx")

@@ -20,7 +20,11 @@ from distill_lit.config import (
     to_dict,
 )
 from distill_lit.experiment.collect import _made_from
-from distill_lit.experiment.fingerprint import FINGERPRINT_VERSION, _objective_fingerprint_fields
+from distill_lit.experiment.fingerprint import (
+    FINGERPRINT_VERSION,
+    _objective_fingerprint_fields,
+    validation_data_fingerprint,
+)
 from distill_lit.experiment.plan import plan_runs
 from distill_lit.utils.exceptions import UserError
 
@@ -209,3 +213,11 @@ def test_losses_that_read_all_of_a_wide_cache_are_told_from_those_that_read_64()
     assert "k" not in facts("teacher.top_k=50")
     assert "k" not in facts("objective.terms.kl.options={k: 100}")
     assert "k" not in facts("objective.terms.kl.kind=pairwise_ranking")
+
+
+def test_rows_of_another_chat_template_are_other_held_out_text() -> None:
+    config = load_experiment(QUICKSTART, ["student=deep"])
+    others = [
+        load_experiment(QUICKSTART, ["student=deep", f"data.chat_template={name}"]) for name in ("a.jinja", "b.jinja")
+    ]
+    assert len({validation_data_fingerprint(one) for one in (config, *others)}) == 3

@@ -2,11 +2,14 @@
 
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from distill_lit.config import load_experiment, to_yaml
 from distill_lit.experiment import join, run
+from distill_lit.experiment.plan import plan_runs
 from distill_lit.utils.distributed.node import Node
 from distill_lit.utils.distributed.peers import Meeting, Peers, find_meeting
 from distill_lit.utils.exceptions import UserError
@@ -60,3 +63,30 @@ def test_no_rank_ends_before_the_first_has_written_the_manifest(tmp_path: Path, 
     any_run: Any = type("AnyRun", (), {"config": type("Config", (), {"plugins": []})})
     run.build_run_on_rank(any_run, tmp_path, lambda *_: None)
     assert done == ["built", "all here"]
+
+
+STAGED = """
+name: x
+teacher: {model: 'file:x'}
+students: {half: {num_layers: 2}}
+stages: {warm_up: {objective: {terms: {ce: {}}}}, distill: {}}
+objective: {terms: {kl: {kind: forward_kl}}}
+data: {corpora: {a: {path: 'file:a.txt'}}}
+evaluation: {tasks: [sciq]}
+training: {nodes: 2, precision: float32}
+hypotheses: {helps: {claim: It helps, models: {student: half}}}
+"""
+
+
+def test_a_stage_of_a_student_that_a_hypothesis_names_is_joined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "x.yaml").write_text(STAGED)
+    planned = plan_runs(load_experiment(tmp_path / "x.yaml", ["teacher.dtype=float32"]))
+    stage = next(one for one in planned if one.student == "half_after_warm_up")
+    (tmp_path / "config.yaml").write_text(to_yaml(stage.config))
+    meetings, joined = [None, Meeting(stage.name, "x")], list[str]()
+    monkeypatch.setattr(join, "node_from_environment", lambda _: Node(1, 2, "127.0.0.1", 1))
+    monkeypatch.setattr(join, "_next_meeting", lambda *_: meetings.pop())
+    monkeypatch.setattr(join, "join_run", lambda one, *_: joined.append(one.config.student))
+    experiment: Any = SimpleNamespace(name="x", runs=planned, folder_of=lambda _: tmp_path)
+    join.join(experiment)
+    assert joined == ["half_after_warm_up"]
