@@ -186,7 +186,8 @@ def retained_layers(student: StudentConfig, teacher: Path, calibration: Calibrat
 
 
 def _greedy_retained_layers(num_layers: int, total: int, teacher: Path, calibration: CalibrationData) -> list[int]:
-    memory = _choice_cache_path("layers", [KL_GREEDY], teacher, calibration)
+    # 2: choices made before counted a part of the calibration text as much as another that had more tokens
+    memory = _choice_cache_path("layers", [KL_GREEDY, 2], teacher, calibration)
     order: list[int] = read_json(memory) if memory.is_file() else []
     if len(order) < total - num_layers:
         model = calibration.load(teacher)
