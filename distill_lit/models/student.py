@@ -214,7 +214,8 @@ def _load_or_compute_choice(
     memory = _choice_cache_path(kind, choice_settings, teacher, calibration)
     if memory.is_file():
         return read_json(memory)
-    made = json.loads(json.dumps(make()))  # as it will be read
+    with torch.random.fork_rng([]):  # or weights drawn afterwards would depend on whether the choice is remembered
+        made = json.loads(json.dumps(make()))  # as it will be read
     try_write_json(memory, made)
     return made
 

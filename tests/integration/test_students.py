@@ -145,6 +145,12 @@ def test_a_measured_choice_is_made_once(
         initial_student(student, teacher, calibration._replace(data_fingerprint="other"), seed=0)
 
 
+def test_adapters_begin_the_same_whether_a_choice_is_remembered_or_not(teacher: Path, calibration: CalibrationData) -> None:
+    student = StudentConfig(num_layers=2, layers="uniform", width=WidthConfig(intermediate_size=20), lora=LORA)
+    first, again = (initial_student(student, teacher, calibration, seed=0).state_dict() for _ in range(2))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+
+
 def test_one_greedy_order_serves_every_depth(
     teacher: Path, calibration: CalibrationData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
