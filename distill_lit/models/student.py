@@ -288,6 +288,8 @@ def config_with_overrides(config: Any, overrides: dict[str, Any]) -> Any:
         heads = overrides.get("num_attention_heads", known["num_attention_heads"])
         overrides = {**overrides, "head_dim": overrides.get("hidden_size", known["hidden_size"]) // heads}
     changed = copy.deepcopy(config)
+    if hasattr(changed, "quantization_config"):
+        del changed.quantization_config  # of the teacher's weights: new ones are whole
     for key, value in overrides.items():
         try:
             setattr(changed, key, value)

@@ -9,7 +9,7 @@ import torch
 from helpers import tiny_models
 from helpers.distillation import SETTINGS, TRAINING, VOCABULARY
 from helpers.tiny_architectures import FAMILIES, make_family
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from distill_lit import data, losses
 from distill_lit.config import LoraConfig, StudentConfig, TermConfig, WidthConfig
@@ -126,6 +126,13 @@ def test_a_student_has_the_shape_that_its_config_foretells(
     foretold = student_config(student, load_model_config(teacher))
     assert size_of(built) == size_from_config(foretold)
     assert built.dtype == torch.float32
+
+
+def test_new_weights_are_not_quantized_as_the_teachers_are() -> None:
+    origin = LlamaConfig(num_hidden_layers=2, quantization_config={"quant_method": "torchao", "quant_type": "int8"})
+    config = student_config(StudentConfig(config={"num_hidden_layers": 1}), origin)
+    assert config.num_hidden_layers == 1 and not hasattr(config, "quantization_config")
+    assert origin.quantization_config["quant_method"] == "torchao"
 
 
 def test_a_measured_choice_is_made_once(
