@@ -8,6 +8,8 @@ import torch
 from distill_lit.models.loading import build_on_meta
 from distill_lit.models.pruning.architecture import get_head_dim, get_num_attention_heads, get_num_key_value_heads
 
+FEED_FORWARD_KEYS = ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size")  # of a transformers config
+
 
 @dataclass(frozen=True)
 class ModelSize:
@@ -56,10 +58,16 @@ def size_of(model: Any) -> ModelSize:
         kv_cache_values_per_token=2 * text.num_hidden_layers * get_num_key_value_heads(text) * width,
         is_tied=output.weight is table,
         hidden_size=text.hidden_size,
-        feed_forward_size=getattr(text, "intermediate_size", None) or 4 * text.hidden_size,
+        feed_forward_size=_feed_forward_size(text),
         vocab_size=text.vocab_size,
         inactive_parameters=_inactive_parameters(model, text),
     )
+
+
+def _feed_forward_size(text: Any) -> int:
+    """Channels inside the feed-forward part, of the widest layer where layers differ."""
+    sizes = next((size for name in FEED_FORWARD_KEYS if (size := getattr(text, name, None))), 4 * text.hidden_size)
+    return int(max(sizes) if isinstance(sizes, (list, tuple)) else sizes)
 
 
 def _inactive_parameters(model: Any, text: Any) -> int:

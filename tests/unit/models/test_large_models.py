@@ -1,13 +1,17 @@
 """Models that are larger than a device: spread over several and the disk, or in fewer bits."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import pytest
 import torch
 from helpers import tiny_models
 
 from distill_lit.losses.lm_head import get_lm_head
 from distill_lit.models import load_model
 from distill_lit.models.device_map import load_over_devices, spread_layers
+from distill_lit.models.flops import _feed_forward_size
 from distill_lit.models.int4_weights import Int4Linear, pack_int4, unpack_int4
 from distill_lit.models.quantization import round_weights
 from distill_lit.models.sharding import meta_copy
@@ -63,3 +67,17 @@ def test_a_copy_without_weights_keeps_what_is_tied(tmp_path: Path) -> None:
     assert copy.lm_head.weight is copy.model.embed_tokens.weight
     assert [name for name, _ in copy.named_parameters()] == [name for name, _ in model.named_parameters()]
     assert model.lm_head.weight.device.type == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("config", "channels"),
+    [
+        ({"intermediate_size": 24}, 24),
+        ({"intermediate_size": None, "n_inner": 40}, 40),  # GPT-2, cut in width
+        ({"n_inner": None}, 32),
+        ({"ffn_dim": 20}, 20),  # OPT
+        ({"intermediate_size": [16, 48, 16]}, 48),  # Gemma 3n has one for each layer
+    ],
+)
+def test_channels_inside_the_feed_forward_part(config: dict[str, Any], channels: int) -> None:
+    assert _feed_forward_size(SimpleNamespace(hidden_size=8, **config)) == channels
