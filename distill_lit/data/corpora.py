@@ -180,8 +180,8 @@ def read_documents(
     """Every document once, corpus by corpus in the order of their names, less those of `validation`; `on_row` is called for
     each row, `render_prompt` for the teacher's prompt of each document.
 
-    Two documents are the same when they differ only in white space. Raises UserError for a row that cannot be
-    rendered and when nothing is left.
+    Two documents are the same when they differ only in white space; two chats when only in the number of blanks. Raises
+    UserError for a row that cannot be rendered and when nothing is left.
     """
     loaded = Documents(is_compared=validation is not None)
     items: ItemSpool[Document] = ItemSpool()

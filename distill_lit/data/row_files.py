@@ -4,6 +4,7 @@ import codecs
 import csv
 import gzip
 import json
+import zlib
 from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ SHARD_EXTENSIONS = (".jsonl", ".jsonl.gz", ".parquet", ".txt")
 TABLE_EXTENSIONS = (".json", ".csv", ".tsv")
 EXTENSIONS = (*SHARD_EXTENSIONS, *TABLE_EXTENSIONS)
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
+DAMAGED_GZIP_ERRORS = (EOFError, gzip.BadGzipFile, zlib.error)
 MAX_FIELD_CHARS = 2**31 - 1  # of a field of a table; csv's own limit is 131,072
 
 
@@ -91,7 +93,7 @@ def _check_encoding(path: Path) -> None:
     with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
         try:
             start = file.read(64)
-        except (EOFError, gzip.BadGzipFile) as error:
+        except DAMAGED_GZIP_ERRORS as error:
             raise UserError(f"{path}: {error}") from error
     if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in start:
         raise UserError(f"{path}: not UTF-8, but UTF-16 or UTF-32, or no text; save it as UTF-8")
@@ -103,14 +105,14 @@ def _lines(path: Path) -> Iterator[str]:
     with gzip.open(path, "rt", encoding="utf-8-sig") if path.suffix == ".gz" else path.open(encoding="utf-8-sig") as file:
         try:
             yield from (line for line in file if line.strip())
-        except (UnicodeDecodeError, EOFError, gzip.BadGzipFile) as error:
+        except (UnicodeDecodeError, *DAMAGED_GZIP_ERRORS) as error:
             raise UserError(f"{path}: {error}") from error
 
 
 def _parse_line(path: Path, number: int, line: str) -> Any:
     try:
         return json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: row {number + 1} is not JSON: {error}") from error
 
 

@@ -4,13 +4,15 @@ import functools
 import re
 from typing import Any
 
-from jinja2 import StrictUndefined, Template, TemplateError, TemplateSyntaxError
+from jinja2 import StrictUndefined, Template, TemplateSyntaxError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from distill_lit.data.column_values import Row
 from distill_lit.utils.exceptions import UserError, one_line_message
+from distill_lit.utils.template_limits import TEMPLATE_ERRORS
 
 MAX_ROW_CHARS_IN_ERROR = 80  # characters of a row in an error
+ROW_TEMPLATE_ERRORS = (*TEMPLATE_ERRORS, MemoryError, re.error)  # the last of `regex_replace`
 
 
 def template_sandbox() -> ImmutableSandboxedEnvironment:
@@ -52,7 +54,7 @@ def render_template(key: str, template: Template, row: Row, **names: Any) -> str
     """A text over the columns of a row, and over `names`. Raises UserError, naming the field `key`, where there is none."""
     try:
         return template.render({**row, **names})
-    except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError, MemoryError) as error:
+    except ROW_TEMPLATE_ERRORS as error:
         raise render_error(key, error, row) from error
 
 

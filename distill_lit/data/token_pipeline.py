@@ -20,6 +20,7 @@ from distill_lit.data.corpora import (
 from distill_lit.data.mixture import corpus_shares
 from distill_lit.data.packing import PackedDataset, pack_validation
 from distill_lit.data.prepared import PreparedData
+from distill_lit.data.templates import read_template, set_chat_template
 from distill_lit.data.token_files import (
     TokenFile,
     check_tokens,
@@ -56,6 +57,7 @@ def check_token_corpora(data: DataConfig, dataset_source: str) -> None:
         if is_token_corpus(f"{VALIDATION_SECTION}.{name}", corpus):
             raise UserError(f"{VALIDATION_SECTION}.{name}: text to validate on is given as text, not as tokens")
     check_validation_corpora(data, dataset_source)
+    read_template(data.chat_template)
 
 
 def check_token_files(data: DataConfig, tokenizer_folder: Path, prompt: TeacherPromptConfig | None = None) -> None:
@@ -83,7 +85,8 @@ def prepare_token_rows(
     given. Raises UserError for tokens of another tokenizer.
     """
     check_token_files(data, tokenizer_folder, prompt)
-    tokenizer, corpora = load_tokenizer(tokenizer_folder), _files(data.corpora)
+    template, corpora = read_template(data.chat_template), _files(data.corpora)
+    tokenizer = set_chat_template(load_tokenizer(tokenizer_folder), template)
     pool = TokenPool(corpora, data.sequence_length, tokenizer.eos_token_id, unpadded_vocab_size(tokenizer))
     names = corpus_names(data) if with_corpus_ids else None
     held_out = _held_out(data, pool)
@@ -102,9 +105,11 @@ def prepare_token_rows(
             [data.sequence_length, data.validation_sequences, data.max_tokens, data.seed, corpus_shares(data.corpora)],
             vocabulary_fingerprint(tokenizer),
             corpora_fingerprint(data.validation, dataset_source, VALIDATION_SECTION),
+            *([template] if template and data.validation else []),  # tokens to train on are rendered already
         ]
     )
-    return PreparedData(train, validation, key, _statistics(data, pool, numbers, len(validation)))
+    counts = _statistics(data, pool, numbers, len(validation)) | {"validation_tokens": validation.num_tokens}
+    return PreparedData(train, validation, key, counts)
 
 
 def token_rows_statistics(data: DataConfig) -> dict[str, Any]:

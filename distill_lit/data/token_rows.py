@@ -155,7 +155,7 @@ def choose_rows(
     for name, share in shares.items():
         if share and not own[name]:
             raise UserError(f"data.corpora.{name}.weight: no row of it is left to train on; set it to 0")
-    total = most or min(len(own[name]) / share for name, share in shares.items() if share)
+    total = max(1, most) if max_tokens else min(len(own[name]) / share for name, share in shares.items() if share)
     return np.concatenate(
         [_drawn(own[name], max(1, round(share * total)), name, seed) for name, share in shares.items() if share]
     )

@@ -142,11 +142,13 @@ def encode_documents(
         encoded: Iterable[_EncodedBatch] = (_encode_batch(batch, tokenizer) for batch in batches)
     else:
         encoded = map_in_processes(_encode_batch, batches, tokenizer, workers)
-    with closing(cast(Generator[_EncodedBatch, None, None], encoded)):
-        for found, own_notes in encoded:
-            notes.update(own_notes)
-            yield from found
-    notes.log_warnings()
+    try:
+        with closing(cast(Generator[_EncodedBatch, None, None], encoded)):
+            for found, own_notes in encoded:
+                notes.update(own_notes)
+                yield from found
+    finally:  # also where whoever asks has enough before the last document
+        notes.log_warnings()
 
 
 class _ChatWarnings:

@@ -22,6 +22,7 @@ from distill_lit.evaluation.records import (
 from distill_lit.evaluation.task_index import lm_eval_version
 from distill_lit.evaluation.tasks import TaskSpec
 from distill_lit.models.drawing import sampling_metadata
+from distill_lit.models.generation_files import own_generation_fields
 from distill_lit.models.loading import model_fingerprint
 from distill_lit.utils import files
 from distill_lit.utils.files import atomic_write_folder, cache_root, fingerprint, read_json, sha256_of, write_json
@@ -32,6 +33,14 @@ GENERATION_VERSION = 1  # raise it when written answers, or what is recorded of 
 def model_content_hash(folder: Path) -> str:
     """A hash of weights, config and tokenizer; the folder's name and its model card do not count."""
     return fingerprint(model_fingerprint(folder))
+
+
+def model_hash_for_task(folder: Path, spec: TaskSpec) -> str:
+    """`model_content_hash`; of a model that writes its answers with what its generation config adds, such as a penalty or
+    one more token that ends a text."""
+    own = own_generation_fields(folder) if spec.generation else {}
+    model = model_content_hash(folder)
+    return fingerprint([model, own]) if own else model
 
 
 def effective_seed(spec: TaskSpec, settings: EvaluationConfig) -> int | None:

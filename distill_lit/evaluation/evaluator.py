@@ -15,7 +15,7 @@ from distill_lit.config.evaluation import EvaluationConfig
 from distill_lit.evaluation.cache import (
     evaluation_cache_key,
     lock_cached_evaluation,
-    model_content_hash,
+    model_hash_for_task,
     read_cached_evaluation,
     to_frames,
     write_cached_evaluation,
@@ -108,9 +108,8 @@ def _evaluate_unsafe(folder: Path, settings: EvaluationConfig, dataset_source: s
     unsafe = [spec for spec in resolve_tasks(settings, dataset_source) if spec.unsafe_code]
     if unsafe and dataset_source == "hub" and not is_hub_offline():  # the other process has no network
         download_tasks(replace(settings, tasks=[spec.requested_as for spec in unsafe]), dataset_source)
-    model = model_content_hash(folder) if unsafe else ""
     for spec in unsafe:
-        if read_cached_evaluation(evaluation_cache_key(model, spec, settings)) is None:
+        if read_cached_evaluation(evaluation_cache_key(model_hash_for_task(folder, spec), spec, settings)) is None:
             evaluate_in_sandbox(folder, spec.requested_as, settings, dataset_source, device)
 
 
@@ -128,8 +127,7 @@ def evaluate_in_process(
     if settings.dtype == "auto":
         raise ValueError("evaluation.dtype 'auto' must be resolved before a model is evaluated")
     specs = resolve_tasks(settings, dataset_source)
-    model = model_content_hash(folder)
-    keys = {spec.name: evaluation_cache_key(model, spec, settings) for spec in specs}
+    keys = {spec.name: evaluation_cache_key(model_hash_for_task(folder, spec), spec, settings) for spec in specs}
     entries = {spec.name: entry for spec in specs if (entry := read_cached_evaluation(keys[spec.name])) is not None}
     cached = list(entries)
     missing = [spec for spec in specs if spec.name not in entries]

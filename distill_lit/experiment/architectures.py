@@ -14,7 +14,7 @@ from distill_lit.models import ModelSize, load_model_config, model_folder, size_
 from distill_lit.teachers import teacher_capabilities
 from distill_lit.utils.files import cache_root, fingerprint, read_json, sha256_of, try_write_json
 
-SIZE_VERSION = 1  # raise it when a number of `ModelSize` means something else
+SIZE_VERSION = 2  # raise it when a number of `ModelSize` means something else
 
 
 @dataclass(frozen=True, eq=False)

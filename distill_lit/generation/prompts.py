@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jinja2 import TemplateError, TemplateSyntaxError
+from jinja2 import TemplateSyntaxError
 
 from distill_lit.config import PromptsConfig
 from distill_lit.data.column_values import Row
-from distill_lit.data.row_templates import render_error, template_sandbox
+from distill_lit.data.row_templates import ROW_TEMPLATE_ERRORS, render_error, template_sandbox
 from distill_lit.data.sources import RowSource, check_corpus_source, open_corpus_source
 from distill_lit.utils.exceptions import UserError
 
@@ -89,5 +89,5 @@ def _render_all(key: str, prompts: PromptsConfig, seed: int, origin: str) -> Ite
             reference_answer = answer.render(row).strip()
             for template, text in enumerate(texts):
                 yield Prompt(text.render(row).strip(), prompts.system_prompt, reference_answer, number, template)
-        except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError) as error:
+        except ROW_TEMPLATE_ERRORS as error:
             raise render_error(key, error, row) from error

@@ -8,6 +8,10 @@ import torch
 from distill_lit.models.loading import build_on_meta
 from distill_lit.models.pruning.architecture import get_head_dim, get_num_attention_heads, get_num_key_value_heads
 
+FEED_FORWARD_KEYS = ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size")  # of a transformers config
+
+CACHELESS_LAYER_TYPES = ("linear_attention", "mamba", "mamba2", "conv", "recurrent", "mlp", "moe")  # of hybrids
+
 
 @dataclass(frozen=True)
 class ModelSize:
@@ -53,13 +57,33 @@ def size_of(model: Any) -> ModelSize:
         lm_head_parameters=output.weight.numel(),
         attention_width=text.num_hidden_layers * heads * width,
         layers=text.num_hidden_layers,
-        kv_cache_values_per_token=2 * text.num_hidden_layers * get_num_key_value_heads(text) * width,
+        kv_cache_values_per_token=_num_cached_layers(text) * _cached_channels(text),
         is_tied=output.weight is table,
         hidden_size=text.hidden_size,
-        feed_forward_size=getattr(text, "intermediate_size", None) or 4 * text.hidden_size,
+        feed_forward_size=_feed_forward_size(text),
         vocab_size=text.vocab_size,
         inactive_parameters=_inactive_parameters(model, text),
     )
+
+
+def _num_cached_layers(text: Any) -> int:
+    """Layers that keep keys and values of their own."""
+    kinds = getattr(text, "layer_types", None) or getattr(text, "layers_block_type", None) or []
+    without = sum(kind in CACHELESS_LAYER_TYPES for kind in kinds)
+    return int(text.num_hidden_layers - without - (getattr(text, "num_kv_shared_layers", None) or 0))
+
+
+def _cached_channels(text: Any) -> int:
+    """Keys and values of a layer, as transformers keeps them: of latent attention (DeepSeek) those of every head."""
+    if getattr(text, "kv_lora_rank", None) and getattr(text, "v_head_dim", None):
+        return int(get_num_attention_heads(text) * (text.qk_nope_head_dim + text.qk_rope_head_dim + text.v_head_dim))
+    return 2 * get_num_key_value_heads(text) * get_head_dim(text)
+
+
+def _feed_forward_size(text: Any) -> int:
+    """Channels inside the feed-forward part, of the widest layer where layers differ."""
+    sizes = next((size for name in FEED_FORWARD_KEYS if (size := getattr(text, name, None))), 4 * text.hidden_size)
+    return int(max(sizes) if isinstance(sizes, (list, tuple)) else sizes)
 
 
 def _inactive_parameters(model: Any, text: Any) -> int:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:  # bad input is told before it is loaded
     from transformers import GenerationConfig
 
 GENERATION_CONFIG_FILE = "generation_config.json"
+FIELDS_ABOUT_FILES = ("_from_model_config", "transformers_version")
 SAMPLING_FIELDS = ("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
 # what changes the logits also where the most probable token is taken
 PENALTY_FIELDS = (
@@ -47,6 +48,15 @@ def load_generation_config(folder: Path) -> "GenerationConfig":
         return GenerationConfig.from_dict(read_json(folder / GENERATION_CONFIG_FILE))
     except Exception as error:  # whatever transformers makes of the file
         raise UserError(f"{folder / GENERATION_CONFIG_FILE}: {one_line_message(error)}") from error
+
+
+def own_generation_fields(folder: Path) -> dict[str, Any]:
+    """What a model's generation config says beyond what its `config.json` does, and with it how `generate` writes."""
+    from transformers import GenerationConfig
+
+    plain = GenerationConfig.from_model_config(load_model_config(folder)).to_dict()
+    own = load_generation_config(folder).to_dict()
+    return {name: own[name] for name in sorted(own) if own[name] != plain.get(name) and name not in FIELDS_ABOUT_FILES}
 
 
 def model_without_weights(folder: Path) -> Any:

@@ -186,7 +186,8 @@ def retained_layers(student: StudentConfig, teacher: Path, calibration: Calibrat
 
 
 def _greedy_retained_layers(num_layers: int, total: int, teacher: Path, calibration: CalibrationData) -> list[int]:
-    memory = _choice_cache_path("layers", [KL_GREEDY], teacher, calibration)
+    # 2: choices made before counted a part of the calibration text as much as another that had more tokens
+    memory = _choice_cache_path("layers", [KL_GREEDY, 2], teacher, calibration)
     order: list[int] = read_json(memory) if memory.is_file() else []
     if len(order) < total - num_layers:
         model = calibration.load(teacher)
@@ -213,7 +214,8 @@ def _load_or_compute_choice(
     memory = _choice_cache_path(kind, choice_settings, teacher, calibration)
     if memory.is_file():
         return read_json(memory)
-    made = json.loads(json.dumps(make()))  # as it will be read
+    with torch.random.fork_rng([]):  # or weights drawn afterwards would depend on whether the choice is remembered
+        made = json.loads(json.dumps(make()))  # as it will be read
     try_write_json(memory, made)
     return made
 
@@ -286,6 +288,8 @@ def config_with_overrides(config: Any, overrides: dict[str, Any]) -> Any:
         heads = overrides.get("num_attention_heads", known["num_attention_heads"])
         overrides = {**overrides, "head_dim": overrides.get("hidden_size", known["hidden_size"]) // heads}
     changed = copy.deepcopy(config)
+    if hasattr(changed, "quantization_config"):
+        del changed.quantization_config  # of the teacher's weights: new ones are whole
     for key, value in overrides.items():
         try:
             setattr(changed, key, value)

@@ -145,6 +145,15 @@ def test_the_last_response_is_supervised_and_that_is_said(tmp_path: Path, caplog
     assert "data.corpora.mine: 1 of 2 responses are not supervised" in caplog.text
 
 
+def test_it_is_said_too_where_a_part_of_the_pool_is_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = ([USER | {"content": str(i)}, REPLY, USER, {"role": "assistant", "content": "Z"}] for i in range(9))
+    documents = read_documents(chats(tmp_path / "c.jsonl", *rows), 0, "pypi").items
+    with caplog.at_level(logging.WARNING):
+        made = tokenize(documents, byte_tokenizer(STYLES["qwen3"][0](False)), 0, 0, max_tokens=100)
+    assert len(made.offsets) - 1 < 9
+    assert "data.corpora.mine: 9 of 18 responses are not supervised" in caplog.text
+
+
 def test_a_template_of_ones_own(tmp_path: Path) -> None:
     corpora = chats(tmp_path / "c.jsonl", *([USER | {"content": str(i)}, REPLY] for i in range(40)))
     tokenizer = save_tokenizer(tmp_path / "tokenizer", None)

@@ -173,6 +173,19 @@ def test_bad_rows_are_named(tmp_path):
     write_lines(tmp_path / "b.jsonl", [["x"]])
     with pytest.raises(UserError, match="row 1 is not a JSON object"):
         texts(CorpusConfig(path=str(tmp_path / "b.jsonl")))
+    (tmp_path / "c.jsonl").write_text('{"text": ' + "[" * 100_000 + "]" * 100_000 + "}\n")
+    with pytest.raises(UserError, match=r"c\.jsonl: row 1 is not JSON: maximum recursion depth"):
+        texts(CorpusConfig(path=str(tmp_path / "c.jsonl")))
+
+
+@pytest.mark.parametrize("position", [12, 200])
+def test_a_damaged_gzip_file_is_named(tmp_path, position):
+    path = write_lines(tmp_path / "a.jsonl", [{"text": f"{i * i} words {i}"} for i in range(2000)])
+    content = bytearray(gzip.compress(path.read_bytes(), mtime=0))
+    content[position : position + 60] = bytes(byte ^ 0xFF for byte in content[position : position + 60])
+    (tmp_path / "b.jsonl.gz").write_bytes(content)
+    with pytest.raises(UserError, match=r"b\.jsonl\.gz: Error -3 while decompressing data"):
+        texts(CorpusConfig(path=str(tmp_path / "b.jsonl.gz")))
 
 
 # ---------------------------------------------------------------- templates
@@ -193,6 +206,9 @@ def test_template_over_columns(tmp_path):
         "{{ text + 1 }}",
         "{{ 1 / 0 }}",
         "{{ text.append('x') }}",
+        "{{ text | regex_replace('(', '') }}",
+        "{{ text | dictsort }}",
+        "{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}",
     ],
 )
 def test_a_row_that_cannot_be_rendered_is_refused(tmp_path, template):

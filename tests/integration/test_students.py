@@ -9,7 +9,7 @@ import torch
 from helpers import tiny_models
 from helpers.distillation import SETTINGS, TRAINING, VOCABULARY
 from helpers.tiny_architectures import FAMILIES, make_family
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from distill_lit import data, losses
 from distill_lit.config import LoraConfig, StudentConfig, TermConfig, WidthConfig
@@ -128,6 +128,13 @@ def test_a_student_has_the_shape_that_its_config_foretells(
     assert built.dtype == torch.float32
 
 
+def test_new_weights_are_not_quantized_as_the_teachers_are() -> None:
+    origin = LlamaConfig(num_hidden_layers=2, quantization_config={"quant_method": "torchao", "quant_type": "int8"})
+    config = student_config(StudentConfig(config={"num_hidden_layers": 1}), origin)
+    assert config.num_hidden_layers == 1 and not hasattr(config, "quantization_config")
+    assert origin.quantization_config["quant_method"] == "torchao"
+
+
 def test_a_measured_choice_is_made_once(
     teacher: Path, calibration: CalibrationData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -143,6 +150,12 @@ def test_a_measured_choice_is_made_once(
     assert torch.equal(first(IDS).logits, again(IDS).logits)
     with pytest.raises(AssertionError, match="measured again"):  # other text, another choice
         initial_student(student, teacher, calibration._replace(data_fingerprint="other"), seed=0)
+
+
+def test_adapters_begin_the_same_whether_a_choice_is_remembered_or_not(teacher: Path, calibration: CalibrationData) -> None:
+    student = StudentConfig(num_layers=2, layers="uniform", width=WidthConfig(intermediate_size=20), lora=LORA)
+    first, again = (initial_student(student, teacher, calibration, seed=0).state_dict() for _ in range(2))
+    assert all(torch.equal(first[name], again[name]) for name in first)
 
 
 def test_one_greedy_order_serves_every_depth(

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from distill_lit.utils.exceptions import UserError, one_line_message
 
@@ -89,6 +89,29 @@ def final_norm(model: PreTrainedModel) -> str:
     return next(name for name in residual_norms(model) if not name.startswith(f"{layers}."))
 
 
+@torch.no_grad()
+def subtracts_mean(norm: nn.Module) -> bool:
+    """Whether a norm of the residual stream is a LayerNorm, whatever its class: it says the same of a shifted input."""
+    x = _standardized_input(norm)
+    plain, shifted = norm(x).float(), norm(x + 1).float()
+    return bool((shifted - plain).norm() < 0.1 * plain.norm())
+
+
+@torch.no_grad()
+def weight_offset(norm: nn.Module) -> float:
+    """What a norm of the residual stream adds to its weight before it multiplies: 1 in Gemma and Nemotron, else 0."""
+    x, own = _standardized_input(norm), norm.get_parameter("weight")
+    said = (norm(x) - norm(-x)).float() / 2  # without a bias
+    return float(((said - own.float() * x.float()) * x.float()).mean().round())
+
+
+def _standardized_input(norm: nn.Module) -> Tensor:
+    """(D,) numbers with mean 0 and mean square 1."""
+    weight = norm.get_parameter("weight")
+    x = torch.linspace(-1, 1, len(weight), device=weight.device)
+    return (x / x.square().mean().sqrt()).to(weight.dtype)
+
+
 def submodules(model: PreTrainedModel, ends: tuple[str, ...]) -> list[nn.Module]:
     """The module of each layer, in order, whose name below the layer is one of `ends`."""
     found = []
@@ -116,10 +139,13 @@ def get_num_key_value_heads(config: Any) -> int:
 
 
 def get_intermediate_size(config: Any) -> int:
-    """Neurons of a layer's feed-forward part."""
+    """Neurons of a layer's feed-forward part. Raises UserError where a config has no number of them for all layers."""
     if config.model_type == "gpt2":
         return int(config.n_inner or 4 * config.hidden_size)
-    return int(config.intermediate_size)
+    size = getattr(config, "intermediate_size", None)
+    if not isinstance(size, int):
+        raise UserError(f"width: {config.model_type} names no intermediate_size of all layers; only layers can be cut")
+    return size
 
 
 def is_transposed(module: nn.Module) -> bool:

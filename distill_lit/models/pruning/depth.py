@@ -138,7 +138,7 @@ def removal_order(
             costs[layer] = 0.0
             for batch, replay, p in zip(batches, replays, teacher_logprobs, strict=True):
                 with only_layers(model, remaining[position:], first=replay[position]):
-                    costs[layer] += mean_kl_to_teacher(model, batch, p)
+                    costs[layer] += len(p) * mean_kl_to_teacher(model, batch, p)  # each token counts once
             completed += 1
             if progress:
                 progress("choose layers", completed, trials, "trials")

@@ -11,8 +11,16 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from distill_lit.models.pruning.architecture import ATTENTION_OUTPUTS, FFN_OUTPUTS, get_head_dim, residual_norms, submodules
+from distill_lit.models.pruning.architecture import (
+    ATTENTION_OUTPUTS,
+    FFN_OUTPUTS,
+    get_head_dim,
+    residual_norms,
+    submodules,
+    subtracts_mean,
+)
 from distill_lit.models.pruning.depth import ModelInputs, run_with_hooks
+from distill_lit.utils.exceptions import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -43,6 +51,8 @@ def measure_importance(model: PreTrainedModel, batches: list[ModelInputs]) -> Im
     """
     width = get_head_dim(model.config.get_text_config())
     norms = list(residual_norms(model).values())
+    if not norms:
+        raise UserError(f"width: the norms of {type(model).__name__} have no weights, by which a cut is made good")
     heads, neurons = submodules(model, ATTENTION_OUTPUTS), submodules(model, FFN_OUTPUTS)
     probes = [
         *(ActivationProbe(module, False, torch.abs) for module in norms),
@@ -64,6 +74,7 @@ def norm_corrections(
 
     A norm divides by the spread over all channels; over the kept ones the spread is another. The factor is the mean
     over valid tokens of spread(kept) / spread(all); the shift, for a LayerNorm, of (mean(kept) − mean(all)) / spread(all).
+    A LayerNorm without a bias (Cohere) has no place for it.
     """
     norms = residual_norms(model)
     channels = torch.tensor(retained_channels, device=model.device)
@@ -80,7 +91,7 @@ def norm_corrections(
         model,
         batches,
         [
-            ActivationProbe(norm, True, compare_deviations if isinstance(norm, nn.LayerNorm) else compare_root_mean_squares)
+            ActivationProbe(norm, True, compare_deviations if subtracts_mean(norm) else compare_root_mean_squares)
             for norm in norms.values()
         ],
     )

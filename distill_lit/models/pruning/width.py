@@ -151,7 +151,7 @@ def prune_width(model: PreTrainedModel, selection: WidthSelection) -> PreTrained
         if name in selection.norm_corrections:
             factor, shift = selection.norm_corrections[name]
             if "bias" in dict(module.named_parameters()):
-                weights[f"{name}.bias"] += weights[f"{name}.weight"] * shift
+                weights[f"{name}.bias"] += (weights[f"{name}.weight"] + anatomy.weight_offset(module)) * shift
             weights[f"{name}.weight"] = _times(weights[f"{name}.weight"], factor, module)
     student = anatomy.rebuild(model, narrow_config(model.config, selection.width), weights)
     _keep_embedding_scale(model, student)
@@ -189,10 +189,7 @@ def _slice(value: Tensor, keep: list[Tensor | None], is_transposed: bool) -> Ten
 
 def _times(weight: Tensor, factor: float, norm: nn.Module) -> Tensor:
     """The weight with which a norm says `factor` times as much. Gemma's norms multiply by 1 + weight."""
-    offset = 0.0
-    if not isinstance(norm, nn.LayerNorm):
-        own: Tensor = norm.get_parameter("weight")
-        offset = float((norm(torch.ones_like(own)).float() - own.float()).mean().round())
+    offset = anatomy.weight_offset(norm)
     return (weight + offset) * factor - offset
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import time
 import tracemalloc
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -142,6 +143,8 @@ def test_a_part_of_the_pool_is_drawn_and_corpora_are_mixed(tmp_path: Path, token
     # of the 50 rows 4 and 1 are held out; the nine others of b are read three times, and three of them once more
     _, times = np.unique(made.train.numbers[made.train.numbers >= 40], return_counts=True)
     assert sorted(times.tolist()) == [3] * 6 + [4] * 3 and made.train.numbers.max() == 48
+    little = prepare_datasets(replace(mixed, max_tokens=7), tokenizer, "pypi").train  # less than a row: one of each
+    assert len(little) == 2
 
 
 def test_own_text_to_validate_on(tmp_path: Path, tokenizer: Path) -> None:
@@ -150,6 +153,25 @@ def test_own_text_to_validate_on(tmp_path: Path, tokenizer: Path) -> None:
     made = prepare_datasets(data(tmp_path / "t.bin", validation={"v": corpus}), tokenizer, "pypi", with_corpus_ids=True)
     assert len(made.train) == 2 and len(made.validation) == 1
     assert made.validation.corpus_ids is not None and made.validation.corpus_ids.max() == 1
+
+
+def test_chats_to_validate_on_follow_the_template_of_ones_own(tmp_path: Path) -> None:
+    tokenizer, template = save_tokenizer(tmp_path / "tokenizer", None), tmp_path / "own.jinja"
+    write_tokens(tmp_path / "t.bin", text_of([8] * 8))
+    chat = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo"}]
+    corpus = CorpusConfig(path=str(write_lines(tmp_path / "v.jsonl", [{"m": chat}])), messages="m")
+    config = data(tmp_path / "t.bin", validation={"v": corpus}, validation_sequences=0, chat_template=str(template))
+    found = {}
+    for begin in "<[":
+        template.write_text(f"{{% for m in messages %}}{begin}{{{{ m.role }}}}{{{{ m.content }}}}<|im_end|>{{% endfor %}}")
+        found[begin] = prepare_datasets(replace(config, sequence_length=64), tokenizer, "pypi")
+        said = byte_tokenizer().decode(found[begin].validation.input_ids[0].tolist())
+        assert said.startswith(f"{begin}userHi<|im_end|>{begin}assistantYo<|im_end|>")
+        assert found[begin].statistics["validation_tokens"] == found[begin].validation.num_tokens < 64
+    assert found["<"].fingerprint != found["["].fingerprint
+    template.write_text("{% if %}")
+    with pytest.raises(UserError, match=r"data.chat_template.*template line 2"):
+        check_data_config(config, "pypi")
 
 
 # ---------------------------------------------------------------- ten billion tokens

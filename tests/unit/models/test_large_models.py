@@ -1,13 +1,17 @@
 """Models that are larger than a device: spread over several and the disk, or in fewer bits."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import pytest
 import torch
 from helpers import tiny_models
 
 from distill_lit.losses.lm_head import get_lm_head
 from distill_lit.models import load_model
 from distill_lit.models.device_map import load_over_devices, spread_layers
+from distill_lit.models.flops import _cached_channels, _feed_forward_size, _num_cached_layers
 from distill_lit.models.int4_weights import Int4Linear, pack_int4, unpack_int4
 from distill_lit.models.quantization import round_weights
 from distill_lit.models.sharding import meta_copy
@@ -63,3 +67,34 @@ def test_a_copy_without_weights_keeps_what_is_tied(tmp_path: Path) -> None:
     assert copy.lm_head.weight is copy.model.embed_tokens.weight
     assert [name for name, _ in copy.named_parameters()] == [name for name, _ in model.named_parameters()]
     assert model.lm_head.weight.device.type == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("config", "channels"),
+    [
+        ({"intermediate_size": 24}, 24),
+        ({"intermediate_size": None, "n_inner": 40}, 40),  # GPT-2, cut in width
+        ({"n_inner": None}, 32),
+        ({"ffn_dim": 20}, 20),  # OPT
+        ({"intermediate_size": [16, 48, 16]}, 48),  # Gemma 3n has one for each layer
+    ],
+)
+def test_channels_inside_the_feed_forward_part(config: dict[str, Any], channels: int) -> None:
+    assert _feed_forward_size(SimpleNamespace(hidden_size=8, **config)) == channels
+
+
+@pytest.mark.parametrize(
+    ("config", "values"),
+    [
+        ({}, 3 * 2 * 2 * 8),
+        ({"layer_types": ["linear_attention", "full_attention", "sliding_attention"]}, 2 * 2 * 2 * 8),  # Qwen3-Next
+        ({"layers_block_type": ["mamba", "attention", "mamba"]}, 1 * 2 * 2 * 8),  # Jamba
+        ({"num_kv_shared_layers": 2}, 1 * 2 * 2 * 8),  # Gemma 3n
+        # DeepSeek, whose head_dim is that of the rotary part
+        ({"kv_lora_rank": 5, "qk_nope_head_dim": 6, "qk_rope_head_dim": 8, "v_head_dim": 6}, 3 * 4 * (6 + 8 + 6)),
+    ],
+)
+def test_keys_and_values_that_are_kept_of_a_token(config: dict[str, Any], values: int) -> None:
+    shape = {"num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "hidden_size": 32}
+    text = SimpleNamespace(**shape, **config)
+    assert _num_cached_layers(text) * _cached_channels(text) == values

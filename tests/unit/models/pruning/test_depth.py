@@ -93,6 +93,15 @@ def test_greedy_order_equals_a_search_over_real_models(name: str) -> None:
     assert removal_order(model, 1, BATCHES) == order
 
 
+def test_greedy_order_does_not_depend_on_how_tokens_are_batched() -> None:
+    model, long = make_family("llama"), text_batches(1, seed=5)[0]["input_ids"]
+    short = long[1:, :2]
+    batches = [{"input_ids": ids, "valid": torch.ones_like(ids, dtype=torch.bool)} for ids in (long[:1], short)]
+    valid = torch.ones_like(long, dtype=torch.bool)
+    valid[1, 2:] = False
+    assert removal_order(model, 1, batches) == removal_order(model, 1, [{"input_ids": long, "valid": valid}])
+
+
 def test_greedy_order_goes_on_from_a_shorter_one() -> None:
     model = make_family("llama")
     whole, trials = removal_order(model, 1, BATCHES), []

@@ -1,12 +1,22 @@
 """Narrower models: what is kept is kept exactly, what does nothing can go, and the rest follows hand arithmetic."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from helpers.tiny_architectures import FAMILIES, LAYERS, make_family, text_batches
+from helpers.tiny_architectures import FAMILIES, LAYERS, SHAPE, VOCABULARY, make_family, text_batches
 from torch.nn import functional
-from transformers import AutoModelForCausalLM, Olmo2Config, Phi3Config
+from transformers import (
+    AutoModelForCausalLM,
+    CohereConfig,
+    LlamaConfig,
+    NemotronConfig,
+    Olmo2Config,
+    OlmoConfig,
+    OPTConfig,
+    Phi3Config,
+)
 
 from distill_lit.config import WidthConfig
 from distill_lit.models.pruning import (
@@ -25,6 +35,8 @@ from distill_lit.models.pruning.architecture import (
     is_transposed,
     residual_norms,
     submodules,
+    subtracts_mean,
+    weight_offset,
     weighted_modules,
 )
 from distill_lit.utils.exceptions import UserError
@@ -156,6 +168,37 @@ def test_a_corrected_norm_says_what_it_said_before(name: str) -> None:
     assert corrected.square().mean() < 0.1 * plain.square().mean()
 
 
+@pytest.mark.parametrize(
+    ("kind", "offset", "is_centred"), [(NemotronConfig, 1.0, True), (CohereConfig, 0.0, True), (LlamaConfig, 0.0, False)]
+)
+def test_norms_are_told_by_what_they_say(kind: Any, offset: float, is_centred: bool) -> None:
+    """Nemotron's is a LayerNorm that multiplies by 1 + weight, Cohere's one without a bias and of another class."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(kind(**SHAPE)).eval()
+    first, norm = next(iter(residual_norms(model).items()))
+    x = torch.randn(200, 36)
+    x[:, 24:] = 3 * x[:, 24:] + 2
+    with torch.no_grad():
+        for parameter in norm.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+        model.get_input_embeddings().weight[: len(x)] = x[:VOCABULARY]
+    assert (weight_offset(norm), subtracts_mean(norm)) == (offset, is_centred)
+    kept = list(range(24))
+    cut = without(whole(model), hidden=kept, norm_corrections=norm_corrections(model, BATCHES, kept))
+    student, seen = prune_width(model, cut), model.get_input_embeddings()(IDS[BATCHES[0]["valid"]])
+    corrected = student.get_submodule(first)(seen[:, :24])
+    careless = prune_width(model, without(whole(model), hidden=kept)).get_submodule(first)(seen[:, :24])
+    target = norm(seen)[:, :24]
+    if kind is CohereConfig:  # the shift has no place to go
+        corrected, careless, target = (y - y.mean(0) for y in (corrected, careless, target))
+    assert (corrected - target).square().mean() < 0.3 * (careless - target).square().mean()
+
+
+def test_norms_without_weights_are_refused() -> None:
+    with pytest.raises(UserError, match="width: the norms of OlmoForCausalLM have no weights"):
+        select_width(AutoModelForCausalLM.from_config(OlmoConfig(**SHAPE)), WidthConfig(intermediate_size=20), BATCHES)
+
+
 def test_norm_corrections_by_hand() -> None:
     for name in ("llama", "gpt2"):
         model, kept = make_family(name), list(range(30))
@@ -255,6 +298,11 @@ def test_depth_and_width_together() -> None:
 def test_widths_that_do_not_fit_are_refused(width: WidthConfig, words: str) -> None:
     with pytest.raises(UserError, match=words):
         narrow_config(make_family("llama").config, width)
+
+
+def test_a_config_that_names_no_neurons_is_refused() -> None:
+    with pytest.raises(UserError, match="width: opt names no intermediate_size of all layers"):
+        target_widths(WidthConfig(intermediate_size=20), OPTConfig())
 
 
 def test_heads_and_groups_follow_each_other() -> None:
