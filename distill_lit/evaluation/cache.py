@@ -4,6 +4,7 @@
 """
 
 import math
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -40,9 +41,15 @@ def effective_seed(spec: TaskSpec, settings: EvaluationConfig) -> int | None:
     return settings.seed if settings.limit or spec.num_fewshot or is_sampled else None
 
 
-def evaluation_cache_key(model: str, spec: TaskSpec, settings: EvaluationConfig, measurement: str = "") -> str:
+def evaluation_cache_key(
+    model: str,
+    spec: TaskSpec,
+    settings: EvaluationConfig,
+    measurement: str = "",
+    own_generation_fields: Mapping[str, Any] | None = None,
+) -> str:
     """The address of an evaluation, or of what else (`measurement`) is known of the same documents: 16 hexadecimal
-    digits."""
+    digits. own_generation_fields: of the model, from `generation_config_changes`."""
     return fingerprint({
         "format": RECORDS_FORMAT_VERSION, "model": model, "task": spec.name, "task_digest": spec.digest,
         "data": spec.data_source.fingerprint, "lm_eval": lm_eval_version(), "num_fewshot": spec.num_fewshot,
@@ -52,6 +59,7 @@ def evaluation_cache_key(model: str, spec: TaskSpec, settings: EvaluationConfig,
         **({"token_logprobs": True} if settings.token_logprobs else {}),
         **({"system_instruction": settings.system_instruction} if settings.system_instruction else {}),
         **({"generation": [GENERATION_VERSION, spec.generation.to_dict()],
+            **({"generation_config": own_generation_fields} if own_generation_fields else {}),
             **sampling_metadata(spec.generation.temperature)} if spec.generation else {}),
     })  # fmt: skip
 

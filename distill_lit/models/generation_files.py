@@ -34,6 +34,10 @@ PENALTY_FIELDS = (
 NEUTRAL_VALUES = {"temperature": 1, "top_k": 0, "top_p": 1, "min_p": 0, "typical_p": 1, "epsilon_cutoff": 0,
                   "eta_cutoff": 0, "repetition_penalty": 1, "encoder_repetition_penalty": 1, "no_repeat_ngram_size": 0,
                   "encoder_no_repeat_ngram_size": 0, "min_length": 0, "min_new_tokens": 0, "guidance_scale": 1}  # fmt: skip
+# what no text depends on, or whoever calls `generate` says
+FIELDS_OF_CALLERS = ("_from_model_config", "transformers_version", "bos_token_id", "pad_token_id", "use_cache",
+                     "max_length", "max_new_tokens", "output_attentions", "output_hidden_states", "output_scores",
+                     "output_logits", "return_dict_in_generate")  # fmt: skip
 
 
 def load_generation_config(folder: Path) -> "GenerationConfig":
@@ -47,6 +51,18 @@ def load_generation_config(folder: Path) -> "GenerationConfig":
         return GenerationConfig.from_dict(read_json(folder / GENERATION_CONFIG_FILE))
     except Exception as error:  # whatever transformers makes of the file
         raise UserError(f"{folder / GENERATION_CONFIG_FILE}: {one_line_message(error)}") from error
+
+
+def generation_config_changes(folder: Path) -> dict[str, Any]:
+    """{field: value} in which the generation config in a model folder differs from the one that its `config.json` makes:
+    where its texts end, and how they are drawn; nothing that every caller of `generate` says."""
+    from transformers import GenerationConfig
+
+    own, plain = (
+        {**config.to_dict(), "eos_token_id": sorted(generation_eos_token_ids(config))}
+        for config in (load_generation_config(folder), GenerationConfig.from_model_config(load_model_config(folder)))
+    )
+    return {name: value for name, value in own.items() if name not in FIELDS_OF_CALLERS and value != plain.get(name)}
 
 
 def model_without_weights(folder: Path) -> Any:
