@@ -4,7 +4,7 @@ majority."""
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from distill_lit.evaluation.records import ANSWER_COLUMNS, TARGET, to_number
+from distill_lit.evaluation.records import ANSWER_COLUMNS, TARGET, primary_value
 
 if TYPE_CHECKING:  # importing HFLM takes seconds
     from distill_lit.evaluation.generation_lm import GeneratedAnswer
@@ -46,7 +46,7 @@ def score_answers(task: Any) -> list[list[float]]:
             first_filter.apply(instances)
             for own_scores, instance in zip(scores, instances, strict=True):
                 metrics = task.process_results(instance.doc, [instance.filtered_resps[first_filter.name]])
-                own_scores.append(to_number(next(iter(metrics.values()), None)))
+                own_scores.append(primary_value(task, metrics))
     finally:
         for instance, own, known in zip(instances, responses, filtered, strict=True):
             instance.resps, instance.filtered_resps = own, known

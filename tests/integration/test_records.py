@@ -190,6 +190,15 @@ def test_only_the_first_filter_counts() -> None:
     assert len(make_rows(fake_task(0, choices), [first, {**first, "filter": "other"}], {})) == 1
 
 
+def test_an_answer_is_judged_by_the_metric_that_the_task_names_first() -> None:
+    """Functions of tasks may return their metrics in another order."""
+    logged = {**sample("a", ["b"], ["q"], ["a"], f1=0.25, em=0.0, n=1.0)}
+    task = SimpleNamespace(OUTPUT_TYPE="generate_until", config=SimpleNamespace(task="t"), _metric_fn_list={"em": None})
+    assert make_rows(task, [logged], {})[0]["correct"] == 0.0
+    task._metric_fn_list = {"pass_at_k": None}  # which gives pass@1, pass@8
+    assert make_rows(task, [logged], {})[0]["correct"] == 0.25
+
+
 def test_empty_rows_make_empty_frames() -> None:
     documents, records = to_frames([])
     assert {"task", "key", "prompt"} <= set(documents.columns)
