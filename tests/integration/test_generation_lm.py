@@ -1,6 +1,7 @@
 """Answers in batches: token for token what HFLM writes one request at a time, and records of every answer."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -282,6 +283,16 @@ def test_where_texts_end_belongs_to_what_is_stored(
     after = evaluate_model(folder, settings, "pypi")
     assert not after.cached_tasks
     assert after.records["answer_tokens"][0][0] == 1 < before.records["answer_tokens"][0][0]
+
+
+def test_a_filter_of_several_answers_judges_none_by_itself(task_folder: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    task = TASK.format(data=task_folder / "d.jsonl").replace("task: spell", "task: vote")
+    steps = "{function: take_first_k, k: 2}\n      - {function: majority_vote}\n      - {function: take_first}"
+    (tmp_path / "vote.yaml").write_text(task.replace("{function: take_first}", steps))
+    settings = EvaluationConfig(tasks=["vote"], include_path=str(tmp_path), repeats=3, temperature=1.0)
+    found = evaluate_loaded(llama(7), tokenizer, settings, "pypi")
+    assert found.records["correct"].isin([0.0, 1.0]).all()
+    assert all(len(scores) == 3 and all(map(math.isnan, scores)) for scores in found.records["answer_scores"])
 
 
 @pytest.mark.slow
