@@ -199,7 +199,7 @@ def evaluate_loaded(
     specs = resolve_tasks(settings, dataset_source)
     _refuse_code(specs)
     with quiet_lm_eval(), _restoring_training_mode(model):
-        lm = PrefixTreeLM(model, tokenizer, pack_tokens=settings.pack_tokens)
+        lm = PrefixTreeLM(model, tokenizer, pack_tokens=settings.pack_tokens, keep_token_logprobs=settings.token_logprobs)
         entries = {spec.name: evaluate_task(lm, spec, settings, progress_callback) for spec in specs}
     return _assemble(specs, entries, [], time.monotonic() - started)
 

@@ -249,6 +249,14 @@ def test_shots_and_limit(tmp_path: Path, model_folder: Path) -> None:
     assert part.meta["mine"]["seed"] == 1234
 
 
+def test_a_model_in_memory_keeps_what_is_asked_for(tmp_path: Path, model_folder: Path) -> None:
+    folder = tiny_tasks.make_tasks(tmp_path, "mine")
+    settings = EvaluationConfig(tasks=["mine"], include_path=str(folder), limit=2, token_logprobs=True)
+    found = evaluate_loaded(load_model(model_folder), load_tokenizer(model_folder), settings, "pypi")
+    for _, row in found.records.iterrows():
+        assert [sum(nats) for nats in row["token_logprobs"]] == pytest.approx(row["ll"])
+
+
 def test_a_chat_template_must_be_there(tmp_path: Path, model_folder: Path) -> None:
     folder = tiny_tasks.make_tasks(tmp_path, "mine")
     settings = EvaluationConfig(tasks=["mine"], include_path=str(folder), limit=2, apply_chat_template=True)
