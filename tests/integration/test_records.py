@@ -257,6 +257,18 @@ def test_a_model_in_memory_keeps_what_is_asked_for(tmp_path: Path, model_folder:
         assert [sum(nats) for nats in row["token_logprobs"]] == pytest.approx(row["ll"])
 
 
+def test_documents_are_not_made_for_each_question(tmp_path: Path, model_folder: Path) -> None:
+    """lm-eval calls `process_docs` each time that it is asked for the documents: for hellaswag's, two minutes long."""
+    folder = tiny_tasks.make_tasks(tmp_path, "mine")
+    count = "def count(docs):\n    with open(__file__ + '.calls', 'a') as file:\n        file.write('x')\n    return docs\n"
+    (folder / "own.py").write_text(count)
+    with (folder / "mine.yaml").open("a") as file:
+        file.write("process_docs: !function own.count\n")
+    settings = EvaluationConfig(tasks=["mine"], include_path=str(folder))
+    evaluate_loaded(load_model(model_folder), load_tokenizer(model_folder), settings, "pypi")
+    assert (folder / "own.py.calls").stat().st_size < 24  # documents
+
+
 def test_a_chat_template_must_be_there(tmp_path: Path, model_folder: Path) -> None:
     folder = tiny_tasks.make_tasks(tmp_path, "mine")
     settings = EvaluationConfig(tasks=["mine"], include_path=str(folder), limit=2, apply_chat_template=True)
