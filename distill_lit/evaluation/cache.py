@@ -4,6 +4,7 @@
 """
 
 import math
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,6 @@ from distill_lit.evaluation.records import (
 from distill_lit.evaluation.task_index import lm_eval_version
 from distill_lit.evaluation.tasks import TaskSpec
 from distill_lit.models.drawing import sampling_metadata
-from distill_lit.models.generation_files import own_generation_fields
 from distill_lit.models.loading import model_fingerprint
 from distill_lit.utils import files
 from distill_lit.utils.files import atomic_write_folder, cache_root, fingerprint, read_json, sha256_of, write_json
@@ -35,23 +35,21 @@ def model_content_hash(folder: Path) -> str:
     return fingerprint(model_fingerprint(folder))
 
 
-def model_hash_for_task(folder: Path, spec: TaskSpec) -> str:
-    """`model_content_hash`; of a model that writes its answers with what its generation config adds, such as a penalty or
-    one more token that ends a text."""
-    own = own_generation_fields(folder) if spec.generation else {}
-    model = model_content_hash(folder)
-    return fingerprint([model, own]) if own else model
-
-
 def effective_seed(spec: TaskSpec, settings: EvaluationConfig) -> int | None:
     """The seed where documents, examples or answers are drawn with it, else None."""
     is_sampled = spec.generation is not None and spec.generation.do_sample
     return settings.seed if settings.limit or spec.num_fewshot or is_sampled else None
 
 
-def evaluation_cache_key(model: str, spec: TaskSpec, settings: EvaluationConfig, measurement: str = "") -> str:
+def evaluation_cache_key(
+    model: str,
+    spec: TaskSpec,
+    settings: EvaluationConfig,
+    measurement: str = "",
+    own_generation_fields: Mapping[str, Any] | None = None,
+) -> str:
     """The address of an evaluation, or of what else (`measurement`) is known of the same documents: 16 hexadecimal
-    digits."""
+    digits. own_generation_fields: of the model, from `generation_config_changes`."""
     return fingerprint({
         "format": RECORDS_FORMAT_VERSION, "model": model, "task": spec.name, "task_digest": spec.digest,
         "data": spec.data_source.fingerprint, "lm_eval": lm_eval_version(), "num_fewshot": spec.num_fewshot,
@@ -61,6 +59,7 @@ def evaluation_cache_key(model: str, spec: TaskSpec, settings: EvaluationConfig,
         **({"token_logprobs": True} if settings.token_logprobs else {}),
         **({"system_instruction": settings.system_instruction} if settings.system_instruction else {}),
         **({"generation": [GENERATION_VERSION, spec.generation.to_dict()],
+            **({"generation_config": own_generation_fields} if own_generation_fields else {}),
             **sampling_metadata(spec.generation.temperature)} if spec.generation else {}),
     })  # fmt: skip
 

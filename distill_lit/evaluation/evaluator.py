@@ -15,7 +15,7 @@ from distill_lit.config.evaluation import EvaluationConfig
 from distill_lit.evaluation.cache import (
     evaluation_cache_key,
     lock_cached_evaluation,
-    model_hash_for_task,
+    model_content_hash,
     read_cached_evaluation,
     to_frames,
     write_cached_evaluation,
@@ -26,6 +26,7 @@ from distill_lit.evaluation.sandbox import evaluate_in_sandbox
 from distill_lit.evaluation.task_evaluation import Rows, evaluate_task
 from distill_lit.evaluation.task_scores import primary_scores
 from distill_lit.evaluation.tasks import TaskSpec, check_tasks, download_tasks, load_task, resolve_tasks
+from distill_lit.models.generation_files import generation_config_changes
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import is_hub_offline
 from distill_lit.utils.hardware import check_device
@@ -108,8 +109,9 @@ def _evaluate_unsafe(folder: Path, settings: EvaluationConfig, dataset_source: s
     unsafe = [spec for spec in resolve_tasks(settings, dataset_source) if spec.unsafe_code]
     if unsafe and dataset_source == "hub" and not is_hub_offline():  # the other process has no network
         download_tasks(replace(settings, tasks=[spec.requested_as for spec in unsafe]), dataset_source)
+    keys = _cache_keys(folder, unsafe, settings)
     for spec in unsafe:
-        if read_cached_evaluation(evaluation_cache_key(model_hash_for_task(folder, spec), spec, settings)) is None:
+        if read_cached_evaluation(keys[spec.name]) is None:
             evaluate_in_sandbox(folder, spec.requested_as, settings, dataset_source, device)
 
 
@@ -127,7 +129,7 @@ def evaluate_in_process(
     if settings.dtype == "auto":
         raise ValueError("evaluation.dtype 'auto' must be resolved before a model is evaluated")
     specs = resolve_tasks(settings, dataset_source)
-    keys = {spec.name: evaluation_cache_key(model_hash_for_task(folder, spec), spec, settings) for spec in specs}
+    keys = _cache_keys(folder, specs, settings)
     entries = {spec.name: entry for spec in specs if (entry := read_cached_evaluation(keys[spec.name])) is not None}
     cached = list(entries)
     missing = [spec for spec in specs if spec.name not in entries]
@@ -137,6 +139,13 @@ def evaluate_in_process(
         with quiet_lm_eval():
             _evaluate_missing(folder, missing, keys, settings, device, progress_callback, entries)
     return _assemble(specs, entries, cached, time.monotonic() - started)
+
+
+def _cache_keys(folder: Path, specs: list[TaskSpec], settings: EvaluationConfig) -> dict[str, str]:
+    """{task: the address of its evaluation}; to the answers that a model writes belongs what its generation config says."""
+    model = model_content_hash(folder) if specs else ""
+    written = generation_config_changes(folder) if any(spec.generation for spec in specs) else {}
+    return {spec.name: evaluation_cache_key(model, spec, settings, own_generation_fields=written) for spec in specs}
 
 
 def _refuse_code(specs: list[TaskSpec]) -> None:
@@ -190,7 +199,7 @@ def evaluate_loaded(
     specs = resolve_tasks(settings, dataset_source)
     _refuse_code(specs)
     with quiet_lm_eval(), _restoring_training_mode(model):
-        lm = PrefixTreeLM(model, tokenizer, pack_tokens=settings.pack_tokens)
+        lm = PrefixTreeLM(model, tokenizer, pack_tokens=settings.pack_tokens, keep_token_logprobs=settings.token_logprobs)
         entries = {spec.name: evaluate_task(lm, spec, settings, progress_callback) for spec in specs}
     return _assemble(specs, entries, [], time.monotonic() - started)
 

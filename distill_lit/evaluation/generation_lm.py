@@ -169,7 +169,7 @@ def _write_continuously(
         return {}
     stop = _stop_sequences(lm, options)
     criterion = StopSequences(lm.tokenizer, stop, 0)
-    with torch.inference_mode(), _precision(lm):
+    with torch.inference_mode(), mixed_precision(lm):
         choice = ProcessedChoice(
             lm.model, prompts, _model_options(lm, options), new_tokens, seed, [request.number for request in requests]
         )
@@ -243,7 +243,7 @@ def _generate_batch(
     ids, attention_mask = pad_left(prompts, lm.tokenizer.pad_token_id, lm.device)
     criterion = StopSequences(lm.tokenizer, stop, ids.shape[1])
     devices = [lm.device] if lm.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), torch.inference_mode(), _precision(lm):
+    with torch.random.fork_rng(devices=devices), torch.inference_mode(), mixed_precision(lm):
         torch.manual_seed(seed)
         sequences = lm.model.generate(
             input_ids=ids,
@@ -274,7 +274,8 @@ def _stop_sequences(lm: HFLM, options: dict[str, Any]) -> list[str]:
     return stop
 
 
-def _precision(lm: HFLM) -> torch.autocast:
+def mixed_precision(lm: HFLM) -> torch.autocast:
+    """The precision of lm-eval's `mixed_precision_dtype`; changes nothing without it."""
     precision = lm.mixed_precision_dtype
     return torch.autocast(device_type=lm.device.type, dtype=precision, enabled=precision is not None)
 

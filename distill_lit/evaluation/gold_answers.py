@@ -56,8 +56,9 @@ def check_choices(spec: "TaskSpec", task: Any, doc_indices: Iterable[int], check
     of its choices and does not mean that it is hidden."""
     if task.OUTPUT_TYPE != "multiple_choice":
         return
+    documents = task.eval_docs
     for number in doc_indices:
-        if problem := _choices_problem(task, task.eval_docs[number], check_labels):
+        if problem := _choices_problem(task, documents[number], check_labels):
             raise UserError(
                 f"task {spec.name!r}: document {number + 1} of split {spec.data_source.eval_split!r} {problem}; "
                 "fix it, or leave it out"

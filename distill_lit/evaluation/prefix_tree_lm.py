@@ -26,7 +26,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from distill_lit.config.evaluation import EvaluationConfig
-from distill_lit.evaluation.generation_lm import GeneratedAnswer, generate_answers
+from distill_lit.evaluation.generation_lm import GeneratedAnswer, generate_answers, mixed_precision
 from distill_lit.evaluation.packing_support import PackingSelfCheck
 from distill_lit.evaluation.prefix_tree_scorer import PrefixTreeScorer, TargetSequence, TokenScores
 from distill_lit.models.loading import load_model, load_tokenizer
@@ -86,7 +86,7 @@ class PrefixTreeLM(HFLM):
 
     def _model_call(self, inps: Tensor, attn_mask: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
         # HFLM's fills a cache that nobody reads, and a cut may leave a model without the layers that can count it
-        with torch.no_grad():
+        with torch.no_grad(), mixed_precision(self):
             logits: Tensor = self.model(inps, use_cache=False).logits
         return logits
 
@@ -103,6 +103,8 @@ class PrefixTreeLM(HFLM):
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """(log-probability of the continuation in nats, whether greedy decoding writes it) of each request."""
+        if self.enable_thinking:
+            raise UserError("enable_thinking: log-likelihoods are of answers that no thought precedes; leave it out")
         pairs = [request.args for request in requests]
         encoded = self._encode_requests(pairs)
         self._done, self._total = 0, len(requests)
@@ -204,7 +206,9 @@ class PrefixTreeLM(HFLM):
 
     def _can_pack(self, sequences: list[TargetSequence]) -> bool:
         """Whether the self-check lets these be packed; why not is said once."""
-        self.fallback_reason = self._self_check.unsupported_reason(sequences)
+        self.fallback_reason = (
+            "mixed precision is HFLM's" if self.mixed_precision_dtype else self._self_check.unsupported_reason(sequences)
+        )
         if self.fallback_reason and not self._warned:
             log.warning("%s; log-likelihoods are computed by HFLM, which is slower", self.fallback_reason)
             self._warned = True

@@ -173,7 +173,7 @@ def _outcome(task: Any, sample: dict[str, Any], token_counts: TokenCounts) -> di
     if task.OUTPUT_TYPE == "generate_until":
         response = sample["filtered_resps"][0]
         found["response"] = response if isinstance(response, str) else json.dumps(response, default=str)
-        return {**found, "correct": to_number(next(iter(scores.values()), None))}
+        return {**found, "correct": primary_value(task, scores)}
     if task.OUTPUT_TYPE == "loglikelihood_rolling":
         text = sample["arguments"][0][0]
         return {
@@ -297,6 +297,12 @@ def _margin(values: list[float], gold: int) -> float:
 def _softmax_at(ll: list[float], gold: int) -> float:
     top = max(ll)
     return math.exp(ll[gold] - top) / sum(math.exp(value - top) for value in ll) if gold >= 0 else NOT_APPLICABLE
+
+
+def primary_value(task: Any, scores: dict[str, Any]) -> float:
+    """The metric of one document that the task's file names first; where it gives others, as pass@1, the first of them."""
+    name = next(iter(task._metric_fn_list), "")
+    return to_number(_to_json_value(scores[name] if name in scores else next(iter(scores.values()), None)))
 
 
 def to_number(value: Any) -> float:

@@ -53,6 +53,7 @@ def evaluate_in_sandbox(folder: Path, task: str, settings: EvaluationConfig, dat
 
 def sandbox_environment(home: Path) -> dict[str, str]:
     """What a confined process sees: where Python and the caches are, and nothing else."""
+    import datasets
     from huggingface_hub import constants
     from transformers.utils.hub import HF_MODULES_CACHE
 
@@ -63,6 +64,7 @@ def sandbox_environment(home: Path) -> dict[str, str]:
         "PYTHONPATH": os.pathsep.join(path for path in [*sys.path, os.getcwd()] if path),
         "DISTILL_LIT_CACHE": str(cache_root()),
         "HF_HUB_CACHE": constants.HF_HUB_CACHE,
+        "HF_DATASETS_CACHE": str(datasets.config.HF_DATASETS_CACHE),  # where offline data of the hub are looked for
         "HF_MODULES_CACHE": HF_MODULES_CACHE,
         "HF_HUB_OFFLINE": "1",
         "HF_ALLOW_CODE_EVAL": "1",

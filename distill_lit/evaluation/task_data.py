@@ -224,7 +224,7 @@ def _fewshot_split(entry: TaskEntry, eval_split: str, available_splits: list[str
     """By lm-eval's rule: the named few-shot split, else train, else validation, else the evaluated split itself, from
     which the document at hand is then left out. Empty where the task brings its own examples."""
     config = entry.config
-    if config["fewshot_samples"] and config["fewshot_split"] not in available_splits:
+    if config["fewshot_samples"] and (not config["fewshot_split"] or config["fewshot_split"] not in available_splits):
         return ""
     candidates = (config["fewshot_split"], config["training_split"], config["validation_split"], eval_split)
     return next(split for split in candidates if split and split in available_splits)

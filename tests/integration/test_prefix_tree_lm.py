@@ -434,6 +434,18 @@ def test_generation_and_rolling_are_hflms(tokenizer: PreTrainedTokenizerFast) ->
     assert steps == [(3, 3)]
 
 
+def test_options_of_hflm_count(tokenizer: PreTrainedTokenizerFast) -> None:
+    model, requests = llama(), instances(pairs(4))
+    options = {"backend": "causal", "batch_size": 8, "softmax_dtype": "float32", "mixed_precision_dtype": "bfloat16"}
+    expected = HFLM(pretrained=model, tokenizer=tokenizer, **options).loglikelihood(requests, disable_tqdm=True)
+    lm = PrefixTreeLM(model, tokenizer, mixed_precision_dtype="bfloat16")
+    assert [a for a, _ in lm.loglikelihood(requests)] == pytest.approx([b for b, _ in expected], abs=1e-5)
+    assert "mixed precision" in lm.fallback_reason
+    thinking = PrefixTreeLM(model, tokenizer, enable_thinking=True, think_end_token="</s>")
+    with pytest.raises(UserError, match="enable_thinking"):
+        thinking.loglikelihood(requests)
+
+
 def test_what_cannot_be_scored_is_said(tokenizer: PreTrainedTokenizerFast) -> None:
     lm = PrefixTreeLM(llama(), tokenizer)
     with pytest.raises(UserError, match="model with 256 positions"):

@@ -190,6 +190,15 @@ def test_only_the_first_filter_counts() -> None:
     assert len(make_rows(fake_task(0, choices), [first, {**first, "filter": "other"}], {})) == 1
 
 
+def test_an_answer_is_judged_by_the_metric_that_the_task_names_first() -> None:
+    """Functions of tasks may return their metrics in another order."""
+    logged = {**sample("a", ["b"], ["q"], ["a"], f1=0.25, em=0.0, n=1.0)}
+    task = SimpleNamespace(OUTPUT_TYPE="generate_until", config=SimpleNamespace(task="t"), _metric_fn_list={"em": None})
+    assert make_rows(task, [logged], {})[0]["correct"] == 0.0
+    task._metric_fn_list = {"pass_at_k": None}  # which gives pass@1, pass@8
+    assert make_rows(task, [logged], {})[0]["correct"] == 0.25
+
+
 def test_empty_rows_make_empty_frames() -> None:
     documents, records = to_frames([])
     assert {"task", "key", "prompt"} <= set(documents.columns)
@@ -238,6 +247,26 @@ def test_shots_and_limit(tmp_path: Path, model_folder: Path) -> None:
     assert not set(shots.documents["key"]) & set(part.documents["key"])
     assert whole.meta["mine"]["seed"] is None  # nothing is drawn
     assert part.meta["mine"]["seed"] == 1234
+
+
+def test_a_model_in_memory_keeps_what_is_asked_for(tmp_path: Path, model_folder: Path) -> None:
+    folder = tiny_tasks.make_tasks(tmp_path, "mine")
+    settings = EvaluationConfig(tasks=["mine"], include_path=str(folder), limit=2, token_logprobs=True)
+    found = evaluate_loaded(load_model(model_folder), load_tokenizer(model_folder), settings, "pypi")
+    for _, row in found.records.iterrows():
+        assert [sum(nats) for nats in row["token_logprobs"]] == pytest.approx(row["ll"])
+
+
+def test_documents_are_not_made_for_each_question(tmp_path: Path, model_folder: Path) -> None:
+    """lm-eval calls `process_docs` each time that it is asked for the documents: for hellaswag's, two minutes long."""
+    folder = tiny_tasks.make_tasks(tmp_path, "mine")
+    count = "def count(docs):\n    with open(__file__ + '.calls', 'a') as file:\n        file.write('x')\n    return docs\n"
+    (folder / "own.py").write_text(count)
+    with (folder / "mine.yaml").open("a") as file:
+        file.write("process_docs: !function own.count\n")
+    settings = EvaluationConfig(tasks=["mine"], include_path=str(folder))
+    evaluate_loaded(load_model(model_folder), load_tokenizer(model_folder), settings, "pypi")
+    assert (folder / "own.py.calls").stat().st_size < 24  # documents
 
 
 def test_a_chat_template_must_be_there(tmp_path: Path, model_folder: Path) -> None:

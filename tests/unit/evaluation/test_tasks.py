@@ -1,5 +1,6 @@
 """Names to tasks: groups, what is refused before anything is loaded, and where documents come from."""
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +12,7 @@ from distill_lit.config.evaluation import EvaluationConfig
 from distill_lit.data.mirror import MIRROR_WHEELS, assets, repositories
 from distill_lit.evaluation import task_index as index
 from distill_lit.evaluation import task_names, tasks
+from distill_lit.evaluation.gold_answers import check_gold
 from distill_lit.evaluation.lm_eval_patches import quiet_lm_eval
 from distill_lit.evaluation.task_data import hub_commit, task_dataset_revision
 from distill_lit.evaluation.task_evaluation import sample_documents
@@ -348,6 +350,24 @@ def test_examples_are_those_the_task_names(tmp_path: Path) -> None:
     assert shots() == [3, 0, 0]
     assert shots(num_fewshot=2) == [2, 0, 2]  # lm-eval: a task that says none means it
     assert shots(num_fewshot=0) == [0, 0, 0]
+
+
+def test_a_list_of_examples_is_where_they_come_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also beside a single split, whose documents are none of them: all of the list may be asked for."""
+    folder = tiny_tasks.make_tasks(tmp_path, "mine")
+    rows = [{"question": word, "choices": ["a", "b"], "label": 0} for word in ("one", "two", "three")]
+    with (folder / "mine.yaml").open("a") as file:
+        file.write(f"num_fewshot: 3\nfewshot_config: {{sampler: first_n, samples: {json.dumps(rows)}}}\n")
+    (spec,) = resolve("mine", include_path=str(folder))
+    assert (spec.data_source.fewshot_split, spec.fewshot_from_eval_split) == ("", False)
+    with quiet_lm_eval():
+        task = load_task(spec)
+        task.set_config("num_fewshot", 3)
+        check_gold(spec, task)
+    assert task.fewshot_context(task.eval_docs[0], 3).count("Question:") == 4
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda *_, **__: Info)
+    assert resolve("gsm8k_cot", data="hub")[0].data_source.fewshot_split == ""
 
 
 def test_without_metrics_a_task_has_the_usual_ones() -> None:
