@@ -12,14 +12,17 @@ from distill_lit.models.packed_forward import PackedBatch
 
 
 class PackedDataModule(LightningDataModule):
-    """Training and validation batches of one run, in the order of `seed`. `steps`: optimizer steps; `look_ahead`: told each
-    training batch one batch earlier."""
+    """Training and validation batches of one run, in the order of `seed`. rows_before: rows to train on that the stages
+    before this one have read. `steps`: optimizer steps; `look_ahead`: told each training batch one batch earlier."""
 
     look_ahead: Callable[[PackedBatch], None] | None = None
 
-    def __init__(self, train: PackedDataset, validation: PackedDataset, training: TrainingConfig, seed: int) -> None:
+    def __init__(
+        self, train: PackedDataset, validation: PackedDataset, training: TrainingConfig, seed: int, rows_before: int = 0
+    ) -> None:
         super().__init__()
         self.train, self.validation, self.training, self.seed = train, validation, training, seed
+        self.rows_before = rows_before
         self.steps = optimizer_steps(training, train.sequence_length)
 
     @property
@@ -39,6 +42,7 @@ class PackedDataModule(LightningDataModule):
             gradient_accumulation_steps=self.training.gradient_accumulation_steps,
             steps=self.steps,
             seed=self.seed,
+            rows_before=self.rows_before,
             **self._rank_and_world_size(),
         )
         loader.look_ahead = self.look_ahead

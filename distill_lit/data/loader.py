@@ -68,7 +68,8 @@ class PackedLoader:
     """Batches of one rank for all optimizer steps of a run: `steps` × `gradient_accumulation_steps` of them.
 
     Step i reads accumulate × world_size × batch rows of `shuffled_row_indices`; the ranks share them out. Its place is its
-    state, so a run resumed from a checkpoint, by as many ranks or others, sees each row once.
+    state, so a run resumed from a checkpoint, by as many ranks or others, sees each row once. rows_before: those that
+    earlier stages of the student have read, after which it begins.
     A loader read to its end begins again. `look_ahead` is told each batch one batch earlier.
     """
 
@@ -82,6 +83,7 @@ class PackedLoader:
         gradient_accumulation_steps: int,
         steps: int,
         seed: int,
+        rows_before: int = 0,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
@@ -93,7 +95,7 @@ class PackedLoader:
             gradient_accumulation_steps,
             steps,
         )
-        self.seed, self.rank, self.world_size = seed, rank, world_size
+        self.seed, self.rows_before, self.rank, self.world_size = seed, rows_before, rank, world_size
         self.position = 0  # batches handed out
         self._step_targets = (-1, 0)  # the step last read, and its supervised targets
 
@@ -117,7 +119,8 @@ class PackedLoader:
         """(accumulate, world_size, batch) row numbers of an optimizer step."""
         shape = (self.gradient_accumulation_steps, self.world_size, self.micro_batch_size)
         size = int(np.prod(shape))
-        return shuffled_row_indices(len(self.packed), self.seed, size, start=step * size).reshape(shape)
+        start = self.rows_before + step * size
+        return shuffled_row_indices(len(self.packed), self.seed, size, start=start).reshape(shape)
 
     def batch_at(self, position: int) -> PackedBatch:
         """The batch of this rank at a place, 0 ≤ position < len(self)."""

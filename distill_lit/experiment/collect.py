@@ -10,7 +10,7 @@ from distill_lit import data
 from distill_lit.analysis.declarations import DECLARATIONS_FILE
 from distill_lit.analysis.document_axes import content_words
 from distill_lit.analysis.records_file import INDEX, RECORDS_FILE, ExperimentRecords, write_records
-from distill_lit.config import ExperimentConfig, to_yaml
+from distill_lit.config import to_yaml
 from distill_lit.config.grid_points import value_text
 from distill_lit.config.roles import Role
 from distill_lit.data.loader import optimizer_steps, rows_per_step
@@ -179,15 +179,16 @@ def _words_of(documents: pd.DataFrame) -> list[str]:
     return sorted({word for text in texts for word in content_words(text)})
 
 
-def _first_student(experiment: "Experiment") -> ExperimentConfig | None:
-    """The config of the first student that is trained, with the folders of the models that are made here."""
+def _first_student(experiment: "Experiment") -> Run | None:
+    """The first student that is trained, with the folders of the models that are made here."""
     trained = (run for run in experiment.runs if run.role in (Role.DISTILLED, Role.CE_ONLY) and run.is_trained)
-    return next((work.with_source_folders(run, experiment.runs_folder).config for run in trained), None)
+    return next((work.with_source_folders(run, experiment.runs_folder) for run in trained), None)
 
 
 def _corpus_words(experiment: "Experiment") -> Counter[str]:
     """Words of what the first student may read; none where its generated corpora were not written."""
-    config = _first_student(experiment) or experiment.resolve(experiment.points[0].config)
+    student = _first_student(experiment)
+    config = student.config if student else experiment.resolve(experiment.points[0].config)
     try:
         return data.word_counts(resolve_generated_data(config), config.dataset_source)
     except UserError:
@@ -195,12 +196,16 @@ def _corpus_words(experiment: "Experiment") -> Counter[str]:
 
 
 def _read_words(experiment: "Experiment") -> Counter[str]:
-    """Words that the first student reads in training, over all its passes; of others with the same data only the order
-    differs. None where counting takes long, or the teacher's tokenizer is gone."""
-    config = _first_student(experiment)
-    if config is None:
+    """Words that the first student reads in training, over all its passes, in the stages before it too that read the same
+    text; of others with the same data only the order differs. None where counting takes long, or the teacher's tokenizer
+    is gone."""
+    student = _first_student(experiment)
+    if student is None:
         return Counter()
-    rows = optimizer_steps(config.training, config.data.sequence_length) * rows_per_step(config.training)
+    config, runs = student.config, {run.name: run for run in experiment.runs}
+    *before, last = _stages(runs[student.name], runs)
+    alike = [last.config, *(one.config for one in before if one.is_trained and one.config.data == last.config.data)]
+    rows = sum(optimizer_steps(one.training, one.data.sequence_length) * rows_per_step(one.training) for one in alike)
     if rows * config.data.sequence_length > MAX_TOKENS_TO_COUNT:
         return Counter()
     try:

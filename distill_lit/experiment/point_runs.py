@@ -102,12 +102,14 @@ class PointRuns:
         is_drawn = recipe.is_trained and role != Role.UNTRAINED
         trained = Role.DISTILLED if learns_from_teacher(config) else Role.CE_ONLY
         learning = trained if is_drawn else Role.UNTRAINED
-        fields = student_fingerprint_fields(learning, identified)
+        reads_on = is_drawn and recipe.previous and made[recipe.previous].is_trained
+        order = {"rows": "after those of the stages before"} if reads_on else {}
+        fields = student_fingerprint_fields(learning, identified) | order
         identity = versioned_fingerprint(**fields)
         if sources:
             alike = {ref: self.seedless.get(of, of) for ref, of in sources.items()}
             like_others = map_model_references(config, lambda _, ref: f"derived:{alike[ref]}" if ref in alike else ref)
-            fields = student_fingerprint_fields(learning, like_others)
+            fields = student_fingerprint_fields(learning, like_others) | order
         seedless = {**fields, "seed": 0} if "seed" in fields else fields
         self.seedless[identity] = f"{name} {versioned_fingerprint(**seedless)}"
         is_seedless = not (is_drawn or shape.draws_weights or any(made[ref].seed is not None for ref in sources))

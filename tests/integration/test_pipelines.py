@@ -239,6 +239,15 @@ def test_curves_and_costs_run_over_all_stages(built: tuple[Experiment, dict[str,
     assert costs["pipeline_training_flops"] == own + manifests["corrected"]["student_training_flops"]
 
 
+def test_a_stage_reads_on_where_the_one_before_it_stopped(built: tuple[Experiment, dict[str, Run]]) -> None:
+    experiment, runs = built
+    sequence_length = experiment.config.data.sequence_length
+    for stage in (run for run in runs.values() if run.previous_stage and run.is_trained):
+        manifest = read_mapping(experiment.folder_of(stage) / "manifest.json")
+        tokens = manifest["first_tokens"] + manifest["training_tokens"]
+        assert manifest["rows_read"] == {manifest["origin"]["data"]: tokens // sequence_length}, stage.label
+
+
 def test_files_that_changed_after_a_student_was_trained_are_noticed(
     built: tuple[Experiment, dict[str, Run]], tmp_path: Path
 ) -> None:

@@ -1,6 +1,7 @@
 """Batches: the mask, the order, what a resumed run and other ranks see, and models on packed rows."""
 
 import contextlib
+import itertools
 
 import lightning.pytorch as pl
 import numpy as np
@@ -107,6 +108,14 @@ def test_order_reads_the_pool_pass_by_pass(rows, seed, start, count):
 def test_another_seed_or_pass_is_another_order():
     assert not np.array_equal(shuffled_row_indices(50, 0, 50), shuffled_row_indices(50, 1, 50))
     assert not np.array_equal(shuffled_row_indices(50, 0, 50), shuffled_row_indices(50, 0, 50, start=50))
+
+
+def test_a_later_stage_reads_the_rows_after_those_of_the_stages_before():
+    packed = random_rows(20, 8)
+    both = loader(packed, steps=3)
+    later = PackedDataModule(packed, packed, TrainingConfig(micro_batch_size=2, gradient_accumulation_steps=3), 0, 6)
+    read = [batch["rows"].tolist() for batch in itertools.islice(later.train_dataloader(), 6)]
+    assert read == [both.batch_at(place)["rows"].tolist() for place in range(3, 9)]
 
 
 @settings(max_examples=40, deadline=None)
