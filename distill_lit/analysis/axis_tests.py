@@ -88,7 +88,8 @@ def axis_tests(scores: Scores) -> list[AxisTest]:
                 rest = tuple((key, value) for key, value in group.grid_point if key != axis)
                 families.setdefault((group.student, rest), []).append(g)
         for (student, rest), members in families.items():
-            at = ", ".join(describe_grid_value(display, short[key], key, value) for key, value in rest)
+            shown = [(key, value) for key, value in rest if key not in scores.groups[members[0]].constant_axes]
+            at = ", ".join(describe_grid_value(display, short[key], key, value) for key, value in shown)
             kept = _same_seeds(scores, members)
             if len(kept) > 1:
                 left_out = tuple(scores.groups[g].label for g in members if g not in kept)

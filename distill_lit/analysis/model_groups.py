@@ -28,7 +28,8 @@ NON_VARIANT_AXES = ("grid.student", "grid.seed")  # columns of their own
 
 @dataclass(frozen=True)
 class ModelGroup:
-    """One row of a table. `models` holds the ids that have records; `num_planned` counts all its runs."""
+    """One row of a table. `models` holds the ids that have records; `num_planned` counts all its runs. constant_axes: keys
+    of the grid that have one value in all runs, of which labels say nothing."""
 
     role: str  # derived for earlier stages of students, with and without teacher
     student: str
@@ -38,8 +39,14 @@ class ModelGroup:
     num_planned: int
     label: str
     reason: str = ""  # why runs are missing
-    variant: str = ""  # the grid point in words, empty without one
+    variant: str = ""  # what varies of the grid point, in words, empty without it
+    constant_axes: frozenset[str] = frozenset()
     other_data: bool = False  # without teacher, and trained on other data than the distilled students of this shape
+
+    @property
+    def varied_point(self) -> tuple[tuple[str, str], ...]:
+        """The grid point without `constant_axes`."""
+        return tuple((axis, value) for axis, value in self.grid_point if axis not in self.constant_axes)
 
 
 def short_axis_names(runs: pd.DataFrame) -> dict[str, str]:
@@ -54,6 +61,7 @@ def groups_of(results: Results) -> list[ModelGroup]:
     runs = results.runs.copy()
     short = short_axis_names(runs)
     axes = [axis for axis in short if axis not in NON_VARIANT_AXES]
+    constant = frozenset(axis for axis in axes if runs[axis].dropna().astype(str).nunique() == 1)
     size = runs.groupby("student")["parameters"].max() if "parameters" in runs else pd.Series(dtype=float)
     depths = _stage_depths(runs)
     found: dict[tuple, list[int]] = {}
@@ -68,6 +76,7 @@ def groups_of(results: Results) -> list[ModelGroup]:
             runs.loc[rows],
             key,
             short,
+            constant,
             key[0] == "ce_only" and _trained_on_other_data(runs.loc[rows], distilled_data.get(key[1])),
             depths.get(key[1]),
         )
@@ -133,7 +142,13 @@ def _stage_depths(runs: pd.DataFrame) -> dict[str, str]:
 
 
 def _group(
-    results: Results, rows: pd.DataFrame, key: tuple, short: dict[str, str], other_data: bool, depth: str | None
+    results: Results,
+    rows: pd.DataFrame,
+    key: tuple,
+    short: dict[str, str],
+    constant_axes: frozenset[str],
+    other_data: bool,
+    depth: str | None,
 ) -> ModelGroup:
     """depth: of an earlier stage, in words or empty; None for all other models."""
     role, student, point = key
@@ -145,7 +160,8 @@ def _group(
             f"{s}: {r}" if r else str(s) for s, r in zip(missing_runs["status"], missing_runs["reason"], strict=True)
         )
     )
-    named = [describe_grid_value(results.display, short[axis], axis, value) for axis, value in point]
+    varied = [(axis, value) for axis, value in point if axis not in constant_axes]
+    named = [describe_grid_value(results.display, short[axis], axis, value) for axis, value in varied]
     variant = ", ".join([*named, *(["other data"] if other_data else []), *([depth] if depth else [])])
     known = tuple(int(s) for s in seeds if s == s)
     return ModelGroup(
@@ -158,6 +174,7 @@ def _group(
         label=group_label(results.display, role, student, variant),
         reason=reason,
         variant=variant,
+        constant_axes=constant_axes,
         other_data=other_data,
     )
 

@@ -83,13 +83,13 @@ def student_verdicts(scores: Scores, frame: pd.DataFrame, answer: Answer) -> lis
 def short_names(groups: list[ModelGroup], display: ReportConfig) -> dict[str, str]:
     """{label: student and variant, as far as they tell these groups apart}; of one axis of the grid its value alone."""
     students, variants = ({getattr(group, name) for group in groups} for name in ("student", "variant"))
-    axes = {axis for group in groups for axis, _ in group.grid_point}
-    is_one_axis = len(axes) == 1 and all(group.grid_point for group in groups)
+    axes = {axis for group in groups for axis, _ in group.varied_point}
+    is_one_axis = len(axes) == 1 and all(group.varied_point for group in groups)
     names = {}
     for group in groups:
         student, variant = display.label(group.student), group.variant
         if is_one_axis:
-            ((axis, value),) = group.grid_point
+            ((axis, value),) = group.varied_point
             variant = grid_value_label(display, axis, value)
         both = f"{student} ({variant})" if len(students) > 1 and variant else variant or student
         names[group.label] = student if len(variants) == 1 else both

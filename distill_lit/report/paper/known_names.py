@@ -38,7 +38,7 @@ def _names(scores: Scores) -> list[str]:
     short = short_axis_names(results.runs)
     found = ["teacher", *scores.tasks, *GROUP_KEYS, *ROLE_LABELS, *ROLE_LABELS.values(), *keys["model"]]
     for group in scores.groups:
-        plain = ", ".join(f"{short[axis]}={value}" for axis, value in group.grid_point if axis != "grid.experiment")
+        plain = ", ".join(f"{short[axis]}={value}" for axis, value in group.varied_point if axis != "grid.experiment")
         found += [group.student, group_label(ReportConfig(), group.role, group.student, plain)]
         found.append(model_label(results.display, group, short))
     for axis, name in axis_names(results).items():

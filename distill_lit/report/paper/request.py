@@ -107,7 +107,7 @@ def group_keys(scores: Scores) -> pd.DataFrame:
 
 def model_label(display: ReportConfig, group: ModelGroup, short: dict[str, str]) -> str:
     """The label of a group without its experiment, which is a key of its own."""
-    named = [describe_grid_value(display, short[axis], axis, value) for axis, value in group.grid_point
+    named = [describe_grid_value(display, short[axis], axis, value) for axis, value in group.varied_point
              if axis != EXPERIMENT_AXIS]  # fmt: skip
     variant = ", ".join([*named, *(["other data"] if group.other_data else [])])
     label = group_label(display, group.role, group.student, variant)

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from distill_lit.analysis.derived_columns import count_ties
-from distill_lit.analysis.model_groups import REFERENCE_ROLES
+from distill_lit.analysis.model_groups import REFERENCE_ROLES, describe_grid_value, short_axis_names
 from distill_lit.analysis.results import has_different_validation_data, has_several_teachers
 from distill_lit.analysis.score_table import MACRO_AVERAGE
 from distill_lit.analysis.scores import Scores
@@ -58,7 +58,16 @@ def main_notes(scores: Scores, frame: pd.DataFrame) -> list[str]:
         f"{bold_note(frame[frame['task'] == MACRO_AVERAGE])}"
     ]
     exported = exported_step_notes(scores, range(len(scores.groups)))
-    return [*notes, *exported, *_validation_notes(scores)]
+    return [*notes, *_constant_notes(scores), *exported, *_validation_notes(scores)]
+
+
+def _constant_notes(scores: Scores) -> list[str]:
+    """What the grid names and does not vary, of which labels say nothing."""
+    results = scores.results
+    short = short_axis_names(results.runs)
+    constant = {axis: value for group in scores.groups for axis, value in group.grid_point if axis in group.constant_axes}
+    named = [describe_grid_value(results.display, short[axis], axis, value) for axis, value in constant.items()]
+    return [f"The same in all of the grid: {', '.join(named)}."] if named else []
 
 
 def score_warnings(scores: Scores) -> list[str]:

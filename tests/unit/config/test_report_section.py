@@ -57,19 +57,21 @@ def test_order_and_labels() -> None:
 def folder(tmp_path: Path) -> Path:
     build(tmp_path, documents=5, students={"deep": 0.8, "shallow": 1.4})
     runs = pd.read_csv(tmp_path / "runs.csv")
-    runs["grid.objective.terms.kl.kind"] = runs["role"].map({"distilled": "reverse_kl"})
+    kinds = runs["student"].map({"deep": "forward_kl", "shallow": "reverse_kl"})
+    runs["grid.objective.terms.kl.kind"] = kinds.where(runs["role"] == "distilled")
     runs.to_csv(tmp_path / "runs.csv", index=False)
     return tmp_path
 
 
 def test_models_are_called_and_ordered_as_it_says(folder: Path) -> None:
-    labels = {"deep": "24 layers", "reverse_kl": "RKL", "kind": "", "ce_only": "plain", "shallow distilled (RKL)": "small"}
+    labels = {"deep": "24 layers", "forward_kl": "KL", "reverse_kl": "RKL", "kind": "", "ce_only": "plain",
+              "shallow distilled (RKL)": "small"}  # fmt: skip
     display = ReportConfig(labels=labels, order=["shallow", "distilled"])
     found = [group.label for group in groups_of(load_results(folder, display))]
-    assert found == ["teacher", "small", "shallow before training", "shallow plain", "24 layers distilled (RKL)",
+    assert found == ["teacher", "small", "shallow before training", "shallow plain", "24 layers distilled (KL)",
                      "24 layers before training", "24 layers plain"]  # fmt: skip
     assert [group.label for group in groups_of(load_results(folder, ReportConfig(order=["deep", "teacher"])))][:5] == [
-        "deep before training", "deep without teacher", "deep distilled (kind=reverse_kl)", "teacher",
+        "deep before training", "deep without teacher", "deep distilled (kind=forward_kl)", "teacher",
         "shallow before training"]  # fmt: skip
 
 

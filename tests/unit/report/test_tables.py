@@ -41,7 +41,7 @@ from distill_lit.report.render import write_score_tables
 from distill_lit.report.tables.footnotes import evaluation_footnotes
 from distill_lit.report.tables.hypotheses import DeclaredTest, describe_outcome, hypothesis_sentence
 from distill_lit.report.tables.inference_cost import cost_table
-from distill_lit.report.tables.score_notes import earned_bold
+from distill_lit.report.tables.score_notes import earned_bold, main_notes
 from distill_lit.report.tables.scores import score_table, with_training_flops
 
 FAST = AnalysisConfig(n_resamples=500)
@@ -206,14 +206,16 @@ def test_groups_keep_grid_points_apart_and_find_their_baselines(tmp_path: Path) 
     runs.to_csv(folder / "runs.csv", index=False)
     groups = groups_of(load_results(folder))
     labels = [g.label for g in groups]
-    assert "shallow distilled (temperature=4, max_tokens=100)" in labels
-    mine = groups[labels.index("shallow distilled (temperature=4, max_tokens=100)")]
+    assert "shallow distilled (temperature=4)" in labels  # 100 tokens are the same for all
+    mine = groups[labels.index("shallow distilled (temperature=4)")]
     baseline = baseline_of(mine, "ce_only", groups)
     assert baseline is not None
-    assert baseline.label == "shallow without teacher (max_tokens=100)"
+    assert baseline.label == "shallow without teacher"
     before = baseline_of(mine, "untrained", groups)
     assert before is not None
     assert before.label == "shallow before training"
+    scores = compute_scores(load_results(folder), FAST)
+    assert "The same in all of the grid: max_tokens=100." in main_notes(scores, score_frame(scores))
 
 
 def test_axes_that_end_alike_are_told_apart_as_in_labels_of_runs(tmp_path: Path) -> None:
@@ -223,6 +225,7 @@ def test_axes_that_end_alike_are_told_apart_as_in_labels_of_runs(tmp_path: Path)
     axes = ("objective.terms.kl.weight", "objective.terms.ce.weight", "training.learning_rate", "data.seed", "seed")
     for value, axis in enumerate(axes):
         runs[f"grid.{axis}"] = np.where(runs["role"] == "distilled", str(value), None)
+        runs.loc[runs["role"] == "ce_only", f"grid.{axis}"] = "9"
     runs.to_csv(folder / "runs.csv", index=False)
     (mine,) = [group for group in groups_of(load_results(folder)) if group.role == "distilled"]
     assert mine.label == "deep distilled (kl.weight=0, ce.weight=1, learning_rate=2, data.seed=3)"
@@ -302,7 +305,7 @@ def test_a_baseline_of_several_grid_points_is_found_by_each(tmp_path: Path) -> N
         mine = next(group for group in groups if group.role == "distilled")
         baseline = baseline_of(mine, "ce_only", groups)
         assert baseline is not None
-        assert baseline.label == f"deep without teacher (variant={joint})"
+        assert baseline.grid_point == (("grid.variant", joint),)
     runs.loc[runs["role"] == "distilled", "grid.variant"] = "online"
     runs.to_csv(folder / "runs.csv", index=False)
     groups = groups_of(load_results(folder))
