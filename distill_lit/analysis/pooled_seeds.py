@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 STANDS_OUT = 0.05  # p below which a student's seeds are no longer taken to differ as the others' do
 POOLED_SEEDS = 2  # seeds of a student that tell too little by themselves
-TRAINED_ROLES = (Role.DISTILLED, Role.CE_ONLY)
+TRAINED_ROLES = (Role.DISTILLED, Role.CE_ONLY)  # models that are made on the way are of other sizes, and trained otherwise
 
 
 def pooled_seeds(scores: "Scores", contrast: "Contrast", model_means: Callable[[], FloatArray]) -> tuple[Component, ...]:
