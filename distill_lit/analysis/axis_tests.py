@@ -87,8 +87,8 @@ def axis_tests(scores: Scores) -> list[AxisTest]:
             if group.role == "distilled" and axis in point and np.isfinite(scores.macro(g)):
                 rest = tuple((key, value) for key, value in group.grid_point if key != axis)
                 families.setdefault((group.student, rest), []).append(g)
-        for (student, rest), members in families.items():
-            shown = [(key, value) for key, value in rest if key not in scores.groups[members[0]].constant_axes]
+        for (student, _), members in families.items():
+            shown = [(key, value) for key, value in scores.groups[members[0]].varied_point if key != axis]
             at = ", ".join(describe_grid_value(display, short[key], key, value) for key, value in shown)
             kept = _same_seeds(scores, members)
             if len(kept) > 1:

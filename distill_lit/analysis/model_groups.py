@@ -160,8 +160,9 @@ def _group(
             f"{s}: {r}" if r else str(s) for s, r in zip(missing_runs["status"], missing_runs["reason"], strict=True)
         )
     )
-    varied = [(axis, value) for axis, value in point if axis not in constant_axes]
-    named = [describe_grid_value(results.display, short[axis], axis, value) for axis, value in varied]
+    named = [
+        describe_grid_value(results.display, short[axis], axis, value) for axis, value in point if axis not in constant_axes
+    ]
     variant = ", ".join([*named, *(["other data"] if other_data else []), *([depth] if depth else [])])
     known = tuple(int(s) for s in seeds if s == s)
     return ModelGroup(

@@ -7,6 +7,7 @@ exact sign flips, over documents alone. Documents that share a passage are one c
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from types import EllipsisType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -107,11 +108,13 @@ class Scores:
 
         if not parts:
             return NONE
+        return crossed_estimate(parts, pooled_seeds(self, contrast, lambda: self.model_means(dict.fromkeys(numbers, ...))))
 
-        def model_means() -> FloatArray:
-            return np.asarray(np.mean([self.responses.tasks[t].centered.mean(axis=0) for t in numbers], axis=0))
-
-        return crossed_estimate(parts, pooled_seeds(self, contrast, model_means))
+    def model_means(self, inside: Mapping[int, NDArray[np.bool_] | EllipsisType]) -> FloatArray:
+        """(models,) centered score of each model, mean over tasks. inside: {task: which of its documents, or all}."""
+        return np.asarray(
+            np.mean([self.responses.tasks[t].centered[rows].mean(axis=0) for t, rows in inside.items()], axis=0)
+        )
 
     def macro_estimate(
         self, first: int, second: int | None = None, share: float = 1.0, tasks: Sequence[int] | None = None

@@ -159,18 +159,13 @@ def _retention(scores: Scores, inside: dict[int, NDArray[np.bool_]], g: int, alp
     """Share of the teacher's score inside a group, mean over its tasks, with Fieller's interval at `alpha`."""
     teacher = _teacher(scores)
 
-    def model_means() -> FloatArray:
-        return np.asarray(
-            np.mean([scores.responses.tasks[t].centered[rows].mean(axis=0) for t, rows in inside.items()], axis=0)
-        )
-
     def estimate(first: int, second: int | None = None, share: float = 1.0) -> CrossedEstimate:
         contrast, parts = difference_of(first, second, share), []
         for t, rows in inside.items():
             task = scores.responses.tasks[t]
             blocks = tuple(mean_inside(block, rows) for block in scores.blocks(task.centered, contrast))
             parts.append(TaskValues(blocks, task.clusters, 1 / len(inside)))
-        return crossed_estimate(parts, pooled_seeds(scores, contrast, model_means))
+        return crossed_estimate(parts, pooled_seeds(scores, contrast, lambda: scores.model_means(inside)))
 
     own, base = estimate(g), estimate(teacher)
     if not base.value - base.critical(1 - alpha / 2) * base.standard_error > MIN_RETENTION_BASELINE:

@@ -1,14 +1,13 @@
 """What a whole experiment must hold beyond the types of its values."""
 
 import re
-from collections.abc import Iterator
 from typing import Any
 
 from distill_lit.config.grid_points import axis_keys, check_grid, grid_keys
 from distill_lit.config.interpolation import interpolated_keys
 from distill_lit.config.roles import Role
 from distill_lit.config.schema import BASELINES, ExperimentConfig
-from distill_lit.config.variants import all_variants
+from distill_lit.config.variants import all_variants, leaf_paths
 from distill_lit.utils.exceptions import UserError, suggest
 
 MAX_NAME_BYTES = 200  # of the 255 that the name of a folder may have
@@ -80,7 +79,9 @@ def check_interpolations(config: ExperimentConfig, tree: dict[str, Any]) -> None
     """Raises UserError for a `${key}` whose key the grid or a variant changes, but not the key that it is the value of: it
     has been replaced before. tree: what the config was made of, before that."""
     axes = set(grid_keys(config.grid))
-    sources = {"the grid": axes} | {one.name: axes | set(_leaf_keys(one.changes)) for one in all_variants(config)}
+    sources = {"the grid": axes} | {
+        one.name: axes | set(map(".".join, leaf_paths(one.changes))) for one in all_variants(config)
+    }
     for where, key in interpolated_keys(tree):
         for source, changed in sources.items():
             is_changed = any(_is_at(key, one) or _is_at(one, key) for one in changed)
@@ -89,15 +90,6 @@ def check_interpolations(config: ExperimentConfig, tree: dict[str, Any]) -> None
                     f"{where}: ${{{key}}} is replaced before {source} changes {key}; give {where} there too, or write its "
                     "value here"
                 )
-
-
-def _leaf_keys(changes: dict[str, Any]) -> Iterator[str]:
-    """The dotted keys of all values of a variant."""
-    for key, value in changes.items():
-        if isinstance(value, dict) and value:
-            yield from (f"{key}.{below}" for below in _leaf_keys(value))
-        else:
-            yield key
 
 
 def _is_at(key: str, other: str) -> bool:

@@ -65,7 +65,7 @@ def check_disjoint(layers: Iterable[tuple[str, dict[str, Any]]]) -> None:
     """Raises UserError for two variants, (name, nested changes), that set the same key: neither may silently win."""
     known: dict[tuple[str, ...], str] = {}
     for name, tree in layers:
-        paths = [path for path in _leaf_paths(tree, ()) if path]
+        paths = [path for path in leaf_paths(tree) if path]
         for path in paths:
             for other, owner in known.items():
                 shared = min(len(path), len(other))
@@ -74,9 +74,10 @@ def check_disjoint(layers: Iterable[tuple[str, dict[str, Any]]]) -> None:
         known |= dict.fromkeys(paths, name)
 
 
-def _leaf_paths(tree: Any, path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+def leaf_paths(tree: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """The keys from the root to each value of nested changes; an empty mapping is a value. path: to `tree`."""
     if isinstance(tree, dict) and tree:
         for key, value in tree.items():
-            yield from _leaf_paths(value, (*path, key))
+            yield from leaf_paths(value, (*path, key))
     else:
         yield path

@@ -14,9 +14,10 @@ from distill_lit.config.on_policy import is_on_policy_enabled
 from distill_lit.config.roles import Role
 from distill_lit.data.chat_agreement import learned_turn_end
 from distill_lit.data.datamodule import PackedDataModule
-from distill_lit.data.loader import calibration_batches, rows_per_step
+from distill_lit.data.loader import calibration_batches
 from distill_lit.data.templates import read_template, set_chat_template
 from distill_lit.experiment.completion import student_hashes
+from distill_lit.experiment.earlier_stages import earlier_stages, rows_read
 from distill_lit.experiment.planned_run import Run
 from distill_lit.experiment.requirements import student_base_folder
 from distill_lit.experiment.student_facts import cost_facts, layer_choices, size_facts, training_fingerprints
@@ -63,7 +64,6 @@ from distill_lit.training.tensorboard_summary import CustomScalarsCallback
 from distill_lit.training.trainer import TrainingJob, final_metrics, optimizer_settings, prepare_student, train, validate
 from distill_lit.utils import hardware
 from distill_lit.utils.distributed.ranks import broadcast_from_rank_zero, get_rank, get_world_size, rank_zero_first
-from distill_lit.utils.files import read_json
 from distill_lit.utils.progress import ProgressCallback
 
 
@@ -124,7 +124,7 @@ def train_and_export_student(
         "origin": setup.fingerprints,
         "metrics": metrics,
         **({"exported": exported} if exported else {}),
-        **({"rows_read": _rows_read(run, folder, prepared, setup)} if run.is_trained and run.previous_stage else {}),
+        **rows_read(run, folder, prepared.fingerprint, setup.datamodule),
         "data": prepared.statistics,
         **({"format": QUANTIZATION_RECIPES[quantization]} if quantization != "none" else {}),
         **size_facts(size),
@@ -196,7 +196,8 @@ def _build_training_setup(
 ) -> TrainingJob:
     config = run.config
     base = student_base_folder(config, teacher_folder)
-    rows_before = _rows_read_before(run, folder).get(prepared.fingerprint, 0)
+    earlier = earlier_stages(run, folder)
+    rows_before = earlier.rows_read.get(prepared.fingerprint, 0)
     module = PackedDataModule(prepared.train, prepared.validation, config.training, config.seed, rows_before)
     objective = build_objective(config.objective.terms, config.objective.temperature_scaling)
     if isinstance(teacher, PrefetchingTeacher) and objective.needs_teacher and not is_on_policy_enabled(config.on_policy):
@@ -235,7 +236,8 @@ def _build_training_setup(
         _callbacks(config, base, module.steps, progress_callback),
         config.loggers,
         to_dict(config),
-        *_trained_before(run, folder),
+        earlier.steps,
+        earlier.tokens,
     )
 
 
@@ -248,33 +250,6 @@ def _callbacks(config: ExperimentConfig, base: Path, steps: int, progress_callba
         tokenizer = _tokenizer(config, base)
         callbacks.append(EvaluationCallback(tokenizer, config.evaluation, config.dataset_source, steps))
     return callbacks
-
-
-def _trained_before(run: Run, folder: Path) -> tuple[int, int]:
-    """(optimizer steps, tokens) of the stages before that of a run."""
-    if not run.previous_stage:
-        return 0, 0
-    previous = read_json(folder.parent / run.previous_stage / "manifest.json")
-    steps = int(previous.get("first_step", 0) + previous.get("steps", 0))
-    return steps, int(previous.get("first_tokens", 0) + previous.get("training_tokens", 0))
-
-
-def _rows_read_before(run: Run, folder: Path) -> dict[str, int]:
-    """{fingerprint of prepared data: rows of it that the stages before that of a run have read}."""
-    if not run.previous_stage:
-        return {}
-    previous = read_json(folder.parent / run.previous_stage / "manifest.json")
-    if "rows_read" in previous or not previous.get("training_tokens"):
-        return dict(previous.get("rows_read", {}))
-    return {previous["origin"]["data"]: previous["training_tokens"] // run.config.data.sequence_length}
-
-
-def _rows_read(run: Run, folder: Path, prepared: data.PreparedData, setup: TrainingJob) -> dict[str, int]:
-    """As `_rows_read_before`, the stage of the run included."""
-    module = setup.datamodule
-    return _rows_read_before(run, folder) | {
-        prepared.fingerprint: module.rows_before + module.steps * rows_per_step(module.training)
-    }
 
 
 def _tokenizer(config: ExperimentConfig, base: Path) -> Any:

@@ -17,15 +17,7 @@ def secret_values(environment: Mapping[str, str] | None = None) -> list[str]:
         for k, v in (environment or os.environ).items()
         if SECRET_VARIABLE_PATTERN.search(k) and len(v) >= MIN_SECRET_LENGTH
     }
-    return sorted((value for value in found if not _is_path(value)), key=len, reverse=True)
-
-
-def _is_path(value: str) -> bool:
-    """Whether a value names something that is there: a file of tokens is no secret itself."""
-    try:
-        return Path(value).exists()
-    except OSError:  # longer than a name can be, as tokens of clouds are
-        return False
+    return sorted((value for value in found if not os.path.exists(value)), key=len, reverse=True)
 
 
 def redact(text: str) -> str:
