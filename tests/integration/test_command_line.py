@@ -282,6 +282,23 @@ def test_report_and_lists_run(finished: tuple[Path, Path]) -> None:
     assert "examples:" in run("--help").stdout
 
 
+def test_report_of_a_folder_draws_each_results_folder_in_it(finished: tuple[Path, Path], tmp_path: Path) -> None:
+    for name in ("one", "other"):
+        shutil.copytree(finished[0] / "results/tiny", tmp_path / name)
+        (tmp_path / name / "table.md").unlink()
+    (tmp_path / "no_results").mkdir()
+    (tmp_path / "index.html").unlink(missing_ok=True)
+    result = run("report", str(tmp_path), "analysis.n_resamples=200")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert [line.split()[0] for line in result.stdout.splitlines()] == [
+        str(tmp_path / name / "report.html") for name in ("one", "other")
+    ]
+    assert all((tmp_path / name / "table.md").is_file() for name in ("one", "other"))
+    assert all(f'href="{name}/report.html' in (tmp_path / "index.html").read_text() for name in ("one", "other"))
+    empty = run("report", str(tmp_path / "no_results"))
+    assert empty.returncode == 2 and "it is no results folder" in empty.stderr
+
+
 def test_report_of_an_experiment_that_is_not_done_yet(finished: tuple[Path, Path], tmp_path: Path) -> None:
     shutil.copytree(finished[0], tmp_path, dirs_exist_ok=True)
     shutil.rmtree(tmp_path / "results")

@@ -1,14 +1,20 @@
-"""`distill-lit report`: draws tables, figures and pages again, of a results folder without torch."""
+"""`distill-lit report`: draws tables, figures and pages again, of results folders without torch."""
 
 import argparse
 import os
+import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from distill_lit.cli.arguments import CommandParsers, add_command, check_root
 from distill_lit.cli.exit_codes import DONE
 from distill_lit.utils.exceptions import UserError
+
+if TYPE_CHECKING:
+    from distill_lit.config import ExperimentConfig
+    from distill_lit.report.bundle import ReportBundle
 
 
 def add_parser(commands: CommandParsers) -> None:
@@ -21,7 +27,7 @@ def add_parser(commands: CommandParsers) -> None:
         "distill-lit report results/quickstart",
         run,
     )
-    parser.add_argument("folder", type=Path, help="results folder, or experiment file")
+    parser.add_argument("folder", type=Path, help="results folder, `results` for all that are in it, or experiment file")
     parser.add_argument(
         "overrides",
         nargs="*",
@@ -33,27 +39,51 @@ def add_parser(commands: CommandParsers) -> None:
 
 
 def run(options: argparse.Namespace, console: Console) -> int:
-    """Draws the report of a folder, or of what an experiment has done by now."""
+    """Draws the report of a folder, of each in it, or of what an experiment has done by now."""
+    if options.folder.is_file():
+        return _report_experiment(options, console)
+    if _is_results_folder(options.folder):
+        return _report_folders([options.folder], options, console)
+    folders = sorted(filter(_is_results_folder, options.folder.iterdir())) if options.folder.is_dir() else []
+    if not folders:
+        raise UserError(
+            f"{options.folder}: no plan.yaml and records.parquet in it or in a folder in it, so it is no results folder"
+        )
+    return _report_folders(folders, options, console)
+
+
+def _is_results_folder(folder: Path) -> bool:
+    return (folder / "plan.yaml").is_file() and (folder / "records.parquet").is_file()
+
+
+def _report_folders(folders: list[Path], options: argparse.Namespace, console: Console) -> int:
+    """Draws one report after another, all of them checked before the first; the table only of a single one."""
     from distill_lit.cli.report_output import print_report
     from distill_lit.config import load_experiment
     from distill_lit.config.primary_endpoint import check_primary_endpoint
 
-    folder = options.folder
-    if folder.is_file():
-        return _report_experiment(options, console)
-    if not (folder / "plan.yaml").is_file() or not (folder / "records.parquet").is_file():
-        raise UserError(f"{folder}: no plan.yaml and records.parquet in it, so it is no results folder")
-    config = load_experiment(folder / "plan.yaml", options.overrides, must_test=False)
-    check_primary_endpoint(folder, config.analysis)
-    if not os.access(folder, os.W_OK):
-        raise UserError(f"{folder} cannot be written to; copy it to a folder that can be, and draw its report there")
+    configs = {folder: load_experiment(folder / "plan.yaml", options.overrides, must_test=False) for folder in folders}
+    for folder, config in configs.items():
+        check_primary_endpoint(folder, config.analysis)
+        if not os.access(folder, os.W_OK):
+            raise UserError(f"{folder} cannot be written to; copy it to a folder that can be, and draw its report there")
+    for folder, config in configs.items():
+        begun = time.perf_counter()
+        bundle, paths = _draw(folder, config, options.all)
+        if len(folders) == 1:
+            print_report(bundle, folder, console, paths)
+        else:
+            console.print(f"{folder / 'report.html'}  {time.perf_counter() - begun:.0f} s", highlight=False, soft_wrap=True)
+    return DONE
+
+
+def _draw(folder: Path, config: "ExperimentConfig", pdf_and_tex: bool) -> "tuple[ReportBundle, list[Path]]":
     from distill_lit.report import build_report_bundle, render_report
     from distill_lit.report.paper.known_names import check_report_sections
 
     bundle = build_report_bundle(folder, config.analysis, config.name, config.question, config.report, config.hypotheses)
     check_report_sections(bundle.scores, bundle.score_frame, [config])
-    print_report(bundle, folder, console, render_report(folder, bundle, options.all))
-    return DONE
+    return bundle, render_report(folder, bundle, pdf_and_tex)
 
 
 def _report_experiment(options: argparse.Namespace, console: Console) -> int:
