@@ -1,4 +1,4 @@
-"""distill-lit: distil causal language models, benchmark students against teachers, and say what was lost.
+"""distill-lit: distill causal language models, benchmark students against teachers, and say what was lost.
 
 What stands in `__all__` is the public API. It is imported when it is first used: `import distill_lit` costs nothing.
 """

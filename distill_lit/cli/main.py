@@ -59,7 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="distill-lit",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Distil causal language models, benchmark students against their teacher, and see what was lost.",
+        description="Distill causal language models, benchmark students against their teacher, and see what was lost.",
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for command in COMMANDS:

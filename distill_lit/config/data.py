@@ -99,7 +99,7 @@ class DataConfig:
         json_schema_extra=HOLDS_PATHS,
     )
     workers: Int = Field(
-        default=1, ge=1, le=1024, description="processes that tokenise; the rows are the same by any number"
+        default=1, ge=1, le=1024, description="processes that tokenize; the rows are the same by any number"
     )
     seed: Count = Field(
         default=0, ge=0, description="draws and packs documents; the order of batches follows the experiment's seed"

@@ -13,7 +13,8 @@ class OnPolicyConfig:
     """Batches in which the student continues prompts of the corpora, scored by the teacher."""
 
     fraction: OnPolicyFraction = Field(
-        default=0.0, description="share of the batches (GKD's λ); adaptive: grows whenever validation gets worse (DistiLLM)"
+        default=0.0,
+        description="share of the batches (GKD's λ); adaptive: from 0, grows whenever validation gets worse (DistiLLM)",
     )
     prompt_fraction: Float = Field(
         default=0.3, ge=0, le=1, description="share of a document that is its prompt; of a chat: all before the response"

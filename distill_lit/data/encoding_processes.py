@@ -34,7 +34,7 @@ def map_in_processes(
             yield pending.popleft().result()
     except BrokenProcessPool as error:
         raise UserError(
-            f"data.workers: one of {workers} processes that tokenise has died, perhaps for want of memory; set fewer"
+            f"data.workers: one of {workers} processes that tokenize has died, perhaps for want of memory; set fewer"
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

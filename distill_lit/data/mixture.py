@@ -59,7 +59,7 @@ def tokenize_mixture(
 
     What became of a corpus: share of the tokens, tokens, documents, and repeats, how often one was read again. Raises
     UserError for a corpus of some weight with no document left. corpora: names by which the corpora are numbered; None:
-    those of `shares`, sorted. workers: processes that tokenise.
+    those of `shares`, sorted. workers: processes that tokenize.
     """
     corpora = sorted(shares) if corpora is None else corpora
     order = np.random.default_rng(seed).permutation(len(documents)).tolist()
@@ -95,7 +95,7 @@ def _encode(
     """The first documents with these numbers, until they hold `enough` tokens."""
     found, total = TokenSpool(tokenizer), 0
     with progress_bar() as bar:
-        task = bar.add_task("tokenising", total=len(numbers))
+        task = bar.add_task("tokenizing", total=len(numbers))
         encoded = encode_documents((documents[i] for i in numbers if enough), tokenizer, workers)
         for ids, supervised in encoded:
             found.append(ids, supervised)

@@ -176,7 +176,7 @@ def tokenize_teacher_documents(
     marks: list[np.ndarray] = []
     owners: list[Document] = []
     with progress_bar() as bar:
-        task = bar.add_task("tokenising the teacher's prompts", total=len(student.offsets) - 1)
+        task = bar.add_task("tokenizing the teacher's prompts", total=len(student.offsets) - 1)
         for document, start, end in zip(documents, student.offsets, student.offsets[1:], strict=False):
             ids, mask = student.tokens[start:end].tolist(), student.loss_mask[start:end].tolist()
             found = (

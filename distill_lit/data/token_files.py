@@ -109,7 +109,7 @@ def check_tokens(key: str, files: list[TokenFile], tokenizer: Any, folder: Path)
         if file.tokenizer != expected:
             raise UserError(
                 f"{key}: {file.path.name} is of the tokenizer {file.tokenizer or 'unknown'}, and that of {folder} is "
-                f'{expected}; tokenise the text anew, or, if they are the same, put "tokenizer": "{expected}" into '
+                f'{expected}; tokenize the text anew, or, if they are the same, put "tokenizer": "{expected}" into '
                 f"{file.path.name}.json"
             )
         for block in file.sample():

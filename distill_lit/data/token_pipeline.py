@@ -49,7 +49,7 @@ def check_token_corpora(data: DataConfig, dataset_source: str) -> None:
     for name, corpus in data.corpora.items():
         if not is_token_corpus(f"{TRAINING_SECTION}.{name}", corpus):
             raise UserError(
-                f"{TRAINING_SECTION}.{name} is text, and others are files of tokens; tokenise it too, or leave one kind out"
+                f"{TRAINING_SECTION}.{name} is text, and others are files of tokens; tokenize it too, or leave one kind out"
             )
     _files(data.corpora)
     check_corpus_weights(data.corpora)

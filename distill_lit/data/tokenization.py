@@ -73,14 +73,14 @@ def tokenize(
 
     Text ends with the end-of-sequence token, and begins with one of its own only if the tokenizer adds it; all of it is
     supervised. Of chats only the responses are, of a prompt with a completion the completion and the end. corpora: names by
-    which the corpora are numbered; None: those of the documents, sorted. workers: processes that tokenise. Raises UserError
+    which the corpora are numbered; None: those of the documents, sorted. workers: processes that tokenize. Raises UserError
     for a tokenizer without the token or template needed.
     """
     order = np.random.default_rng(seed).permutation(len(documents))
     found = TokenSpool(tokenizer)
     total, after_first = 0, 0
     with progress_bar() as bar:
-        task = bar.add_task("tokenising", total=len(documents))
+        task = bar.add_task("tokenizing", total=len(documents))
         encoded = encode_documents((documents[i] for i in order), tokenizer, workers)
         for ids, supervised in encoded:
             found.append(ids, supervised)

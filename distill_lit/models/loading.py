@@ -53,7 +53,7 @@ def is_remote_code_allowed(folder: Path) -> bool:
 
 
 def model_folder(reference: str) -> Path:
-    """The local transformers folder of a reference, with safetensors. A GGUF is dequantised into the cache once."""
+    """The local transformers folder of a reference, with safetensors. A GGUF is dequantized into the cache once."""
     path = assets.fetch(reference)
     if path.suffix == ".gguf":
         return _convert_gguf(path)

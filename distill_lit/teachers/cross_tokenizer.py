@@ -90,7 +90,7 @@ class CrossTokenizerTeacher:
 
     def _align_document(self, row: int, ids: np.ndarray, columns: np.ndarray) -> AlignedDocument | None:
         """A document in both tokenizers; None where its bytes are no text, or one that the teacher's tokenizer changes, as
-        those do that normalise characters."""
+        those do that normalize characters."""
         student_ids = ids[columns]
         ended = bool(len(student_ids)) and int(student_ids[-1]) == self.student_eos_token_id
         sizes = np.array([len(self._student_token_bytes[i]) for i in student_ids])

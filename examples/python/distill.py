@@ -1,4 +1,4 @@
-"""Distil one causal language model into another in ten lines of Python. Without arguments: two tiny random models.
+"""Distill one causal language model into another in ten lines of Python. Without arguments: two tiny random models.
 
 python examples/python/distill.py --teacher Qwen/Qwen3-1.7B --student Qwen/Qwen3-0.6B --text corpus.txt
 """

@@ -91,7 +91,7 @@ def test_several_processes_make_the_same_rows(tmp_path: Path, tokenizer: Path, m
     assert list(map_in_processes(operator.truediv, [6, 9, 12], 3, 2)) == [2, 3, 4]
     with pytest.raises(ZeroDivisionError):
         list(map_in_processes(operator.truediv, [6, 9], 0, 2))
-    with pytest.raises(UserError, match=r"data.workers: one of 2 processes that tokenise has died"):
+    with pytest.raises(UserError, match=r"data.workers: one of 2 processes that tokenize has died"):
         list(map_in_processes(exec, ["import os; os._exit(1)"], None, 2))
 
 
