@@ -86,13 +86,17 @@ def seed_tails(rng: np.random.Generator, repeats: int, seeds: int, deviation: fl
     return float(np.mean(found))
 
 
-def pooled_seed_tails(rng: np.random.Generator, repeats: int, deviation: float, of_all: float, most: float) -> float:
+def pooled_seed_tails(
+    rng: np.random.Generator, repeats: int, deviation: float, of_all: float, most: float, of_first: float = 1.0
+) -> float:
     """Share of differences of two of four equal students of two seeds, whose spread is that of all four, with p of at most
-    `most`. deviation: of an accuracy over seeds; of_all: of all students' accuracies together."""
+    `most`. deviation: of an accuracy over seeds, `of_first` times as much in one of the two; of_all: of all students'
+    accuracies together."""
     found = []
     roles = [("ce_only", "", 2), *(("distilled", kind, 2) for kind in "abc")]
+    factors = np.array([of_first, 1, 1, 1])[:, None]
     for _ in range(repeats):
-        level = 0.5 + deviation * rng.normal(size=(4, 2)) + of_all * rng.normal(size=2)
+        level = 0.5 + deviation * factors * rng.normal(size=(4, 2)) + of_all * rng.normal(size=2)
         latent = 0.6**0.5 * rng.normal(size=(200, 1)) + 0.4**0.5 * rng.normal(size=(200, 8))
         right = latent < normal_quantile(np.clip(level, 0.01, 0.99)).reshape(-1)
         found.append(simulated_scores([right.astype(float)], roles).macro_estimate(1, 0).p() <= most)
