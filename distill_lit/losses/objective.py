@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from typing import Any
 
-from distill_lit.losses.hidden_states import FEATURE_LOSSES
+from distill_lit.losses.hidden_states import FEATURE_LOSSES, FeatureLossSpec
 from distill_lit.losses.registry import LOGIT_LOSSES, LossSpec, argument_key, check_options, option_key
 from distill_lit.losses.schedules import Schedule, parse_schedule
 from distill_lit.utils.exceptions import UserError, suggest
@@ -91,6 +91,16 @@ class FeatureTerm(WeightedSum):
     def facts(self) -> dict[str, Any]:
         """What identifies it, as plain values."""
         return {"name": self.name, "kind": self.kind, "weight": self.weight.facts(), "options": dict(self.options)}
+
+    @property
+    def loss_spec(self) -> FeatureLossSpec:
+        """Its entry in the registry."""
+        return FEATURE_LOSSES[self.kind]
+
+    @property
+    def states(self) -> list[str]:
+        """Which inner states of the mapped layers it compares, as `hidden_states` or `attention`."""
+        return list(self.loss_spec.states(self.options))
 
     @property
     def needs_teacher(self) -> bool:
@@ -258,8 +268,7 @@ def build_term(
     checked = check_options(key, checks, options or {})
     if kind in LOGIT_LOSSES:
         return Term(name, kind, weight, temperature, checked, key)
-    defaults = {option: default for option, (_, default) in FEATURE_LOSSES[kind].options.items()}
-    return FeatureTerm(name, kind, weight, {**defaults, **checked}, key)
+    return FeatureTerm(name, kind, weight, {**FEATURE_LOSSES[kind].defaults, **checked}, key)
 
 
 def _option_checks(kind: str) -> Mapping[str, Any]:

@@ -1,6 +1,5 @@
 """Feature alignment of student and teacher: pairs of layers, projectors between widths, hidden-state losses of a batch."""
 
-import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -9,18 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from distill_lit.config import TeacherConfig
-from distill_lit.losses import FeatureTerm, Objective, as_objective
-from distill_lit.losses.hidden_states import ATTENTION_LOSSES, HIDDEN_STATE_LOSSES, QKV_STATES, LayerPair, relation_kl
+from distill_lit.losses import FEATURE_LOSSES, FeatureTerm, Objective, as_objective
+from distill_lit.losses.hidden_states import ATTENTION, HIDDEN_STATES, ActivationDims, FeatureInputs, LayerPair
 from distill_lit.losses.layer_mapping import cka_layer_pairs, fixed_layer_pairs
-from distill_lit.models.activations import (
-    ATTENTION,
-    HIDDEN_STATES,
-    ActivationDims,
-    Activations,
-    LayersByKind,
-    activation_dims,
-    capture_activations,
-)
+from distill_lit.models.activations import Activations, LayersByKind, activation_dims, capture_activations
 from distill_lit.models.packed_forward import PackedBatch, block_causal_mask
 from distill_lit.models.packing_check import last_hidden_state
 from distill_lit.teachers import TeacherCapabilities, sources_supporting, teacher_capabilities, teacher_sources
@@ -38,7 +29,7 @@ def check_teacher_supports_features(
     for term in objective.feature_terms:
         if student_compiled:
             raise UserError(f"training.compile: {term.key} compares inner states, which a compiled backbone does not show")
-        is_hidden = term.kind == HIDDEN_STATES
+        is_hidden = not term.loss_spec.reads_inside_layers
         if _shows_all(term.kind, teacher):
             continue
         able = sources_supporting(partial(_shows_all, term.kind))
@@ -59,7 +50,7 @@ def check_teacher_supports_features(
 
 def _shows_all(kind: str, teacher: TeacherCapabilities) -> bool:
     """Whether a teacher shows the inner states of every layer that a kind of term compares."""
-    return teacher.hidden_layers == ALL_LAYERS if kind == HIDDEN_STATES else teacher.has_attention
+    return teacher.has_attention if FEATURE_LOSSES[kind].reads_inside_layers else teacher.hidden_layers == ALL_LAYERS
 
 
 def describe_feature_teachers(kind: str) -> str:
@@ -68,7 +59,7 @@ def describe_feature_teachers(kind: str) -> str:
     able = {name: teacher_capabilities(TeacherConfig(source=name)) for name in teacher_sources()}
     of_all = [name for name, one in able.items() if _shows_all(kind, one)]
     of_some = [f"{name} with {one.hidden_layers_key}" for name, one in able.items() if one.hidden_layers_key]
-    return " or ".join([*of_all, *(of_some if kind == HIDDEN_STATES else [])])
+    return " or ".join([*of_all, *([] if FEATURE_LOSSES[kind].reads_inside_layers else of_some)])
 
 
 def check_feature_dimensions(
@@ -81,39 +72,9 @@ def check_feature_dimensions(
         for _, layer in fixed_layer_pairs(term, student_dims.layers, teacher_dims.layers):
             if hidden_layers != ALL_LAYERS and layer not in hidden_layers:
                 raise UserError(f"teacher.hidden_layers: layer {layer} is not among them, and {term.key} compares with it")
-        options = term.options
-        if term.kind == HIDDEN_STATES and student_dims.hidden_size != teacher_dims.hidden_size and not options["projector"]:
-            raise UserError(
-                f"{term.option_key('projector')}: hidden states are {student_dims.hidden_size} wide in the student and "
-                f"{teacher_dims.hidden_size} in the teacher; "
-                "set projector: true"
-            )
-        if term.kind != HIDDEN_STATES and not (student_dims.heads and teacher_dims.heads):
+        if term.loss_spec.reads_inside_layers and not (student_dims.heads and teacher_dims.heads):
             raise UserError(f"{term.key}: {term.kind} compares attention, and one of the two models has no attention heads")
-        if term.kind == ATTENTION and student_dims.heads != teacher_dims.heads and options["heads"] == "each":
-            raise UserError(
-                f"{term.option_key('heads')}: the student has {student_dims.heads} heads and the teacher "
-                f"{teacher_dims.heads}; set heads: mean"
-            )
-        if term.kind == "qkv_relations":
-            _check_relation_heads(term, student_dims, teacher_dims)
-
-
-def _check_relation_heads(term: FeatureTerm, ours: ActivationDims, theirs: ActivationDims) -> None:
-    heads = num_relation_heads(term, ours, theirs)
-    for relation in term.options["relations"]:
-        for owner, shape in (("student", ours), ("teacher", theirs)):
-            width = shape.query_size if relation == "q" else shape.key_value_size
-            if width % heads:
-                raise UserError(
-                    f"{term.option_key('num_relation_heads')}: {heads} does not divide the {width} channels of the "
-                    f"{owner}'s {QKV_STATES[relation]}"
-                )
-
-
-def num_relation_heads(term: FeatureTerm, student_dims: ActivationDims, teacher_dims: ActivationDims) -> int:
-    """Its relation heads; where it does not say, as many as divide the key-value heads of both."""
-    return term.options["num_relation_heads"] or math.gcd(student_dims.key_value_heads, teacher_dims.key_value_heads)
+        term.loss_spec.check(term.option_key, term.options, student_dims, teacher_dims)
 
 
 def build_feature_alignment(
@@ -164,7 +125,7 @@ def align_features(loss: Any, student: Any, teacher: Any) -> "FeatureAlignment |
 
 def use_eager_attention(objective: Objective, *models: Any) -> None:
     """Switches models to eager attention, the only one that has attention maps, where a term compares these."""
-    if any(term.kind == ATTENTION for term in objective.feature_terms):
+    if any(ATTENTION in term.states for term in objective.feature_terms):
         for model in models:
             model.set_attn_implementation("eager")
 
@@ -172,7 +133,7 @@ def use_eager_attention(objective: Objective, *models: Any) -> None:
 def check_eager_attention(objective: Objective, *models: Any) -> None:
     """Raises UserError for a term on attention maps and a model whose attention has none."""
     for term in objective.feature_terms:
-        if term.kind == ATTENTION and any(m.config.get_text_config()._attn_implementation != "eager" for m in models):
+        if ATTENTION in term.states and any(m.config.get_text_config()._attn_implementation != "eager" for m in models):
             raise UserError(f"{term.key}: attention maps need attn_implementation='eager' in both models")
 
 
@@ -201,7 +162,7 @@ class FeatureAlignment(nn.Module):
         self.term_layer_pairs, self.student_dims, self.teacher_dims = term_layer_pairs, student_dims, teacher_dims
         self.projectors = nn.ModuleDict()
         for term, pairs in term_layer_pairs:
-            if term.kind == HIDDEN_STATES and term.options["projector"]:
+            if term.options.get("projector"):
                 self.projectors[term.name] = nn.ModuleList(
                     _build_projector(student_dims.hidden_size, teacher_dims.hidden_size) for _ in pairs
                 )
@@ -211,7 +172,7 @@ class FeatureAlignment(nn.Module):
         """What to watch in the student and in the teacher."""
         sides: tuple[dict[str, set[int]], dict[str, set[int]]] = ({}, {})
         for term, pairs in self.term_layer_pairs:
-            for what in _activation_kinds(term):
+            for what in term.states:
                 for side, wanted in enumerate(sides):
                     wanted.setdefault(what, set()).update(pair[side] for pair in pairs)
         return sides
@@ -243,32 +204,16 @@ class FeatureAlignment(nn.Module):
         """Sum over chosen tokens of the mean over pairs of layers, and over q, k, v."""
         losses = []
         for pair_index, (student_layer, teacher_layer) in enumerate(pairs):
-            for kind in _activation_kinds(term):
+            inputs = self._inputs(term, pair_index, document_ids, loss_mask)
+            for kind in term.states:
                 s, t = _to_float(student_states[kind, student_layer]), _to_float(teacher_states[kind, teacher_layer])
-                if term.kind == HIDDEN_STATES:
-                    losses.append(self._hidden(term, pair_index, s[:, :-1][loss_mask], t[:, :-1][loss_mask]))
-                elif term.kind == ATTENTION:
-                    losses.append(_attention(term, *(maps.transpose(1, 2)[:, :-1][loss_mask] for maps in (s, t))))
-                else:
-                    heads = num_relation_heads(term, self.student_dims, self.teacher_dims)
-                    losses.append(relation_kl(s, t, heads, block_causal_mask(document_ids))[:, :-1][loss_mask])
+                losses.append(term.loss_spec.function(s, t, term.options, inputs))
         return torch.stack(losses).mean(0).sum()
 
-    def _hidden(self, term: FeatureTerm, pair: int, student: Tensor, teacher: Tensor) -> Tensor:
-        if term.name in self.projectors:
-            student = self.projectors[term.name][pair](student)  # type: ignore[index]
-        return HIDDEN_STATE_LOSSES[term.options["loss"]](student, teacher)
-
-
-def _activation_kinds(term: FeatureTerm) -> list[str]:
-    return [QKV_STATES[name] for name in term.options["relations"]] if term.kind == "qkv_relations" else [term.kind]
-
-
-def _attention(term: FeatureTerm, student: Tensor, teacher: Tensor) -> Tensor:
-    """student, teacher: (N, heads, T)."""
-    if term.options["heads"] == "mean":
-        student, teacher = student.mean(1, keepdim=True), teacher.mean(1, keepdim=True)
-    return ATTENTION_LOSSES[term.options["loss"]](student, teacher)
+    def _inputs(self, term: FeatureTerm, pair: int, document_ids: Tensor, loss_mask: Tensor) -> FeatureInputs:
+        project: Any = self.projectors[term.name][pair] if term.name in self.projectors else nn.Identity()  # type: ignore[index]
+        mask = partial(block_causal_mask, document_ids)
+        return FeatureInputs(loss_mask, mask, project, self.student_dims, self.teacher_dims)
 
 
 def _to_float(states: Tensor) -> Tensor:
