@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from distill_lit.evaluation.evaluator import evaluate
     from distill_lit.evaluation.prefix_tree_lm import PrefixTreeLM
     from distill_lit.experiment.experiment import Experiment
+    from distill_lit.generation.filters import register_filter
     from distill_lit.losses.functional import FusedLinearDistillationLoss, fused_linear_distillation_loss
     from distill_lit.losses.lm_head import get_lm_head
+    from distill_lit.models.initializers import register_initializer
     from distill_lit.models.pruning import prune_depth, prune_width
     from distill_lit.teachers import (
         CrossTokenizerTeacher,
@@ -48,6 +50,8 @@ __all__ = [
     "losses",
     "prune_depth",
     "prune_width",
+    "register_filter",
+    "register_initializer",
     "register_teacher",
     "write_teacher_cache",
 ]
@@ -70,6 +74,8 @@ _LAZY_IMPORTS = {
     "load_results": "analysis.results",
     "prune_depth": "models.pruning",
     "prune_width": "models.pruning",
+    "register_filter": "generation.filters",
+    "register_initializer": "models.initializers",
     "register_teacher": "teachers",
     "write_teacher_cache": "teachers",
 }

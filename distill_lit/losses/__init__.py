@@ -26,6 +26,7 @@ from distill_lit.losses.objective import (
 from distill_lit.losses.presets import PRESETS, mix_terms, resolve_preset
 from distill_lit.losses.registry import LOGIT_LOSSES, BoolOption, ChoiceOption, NumberOption
 from distill_lit.losses.schedules import Schedule, cosine, linear, piecewise
+from distill_lit.losses.sparse import sample_tokens, top_k_logprobs
 from distill_lit.losses.terms import (
     ALM,
     ULD,
@@ -109,4 +110,6 @@ __all__ = [
     "piecewise",
     "register",
     "resolve_preset",
+    "sample_tokens",
+    "top_k_logprobs",
 ]
