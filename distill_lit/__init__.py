@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         write_teacher_cache,
     )
     from distill_lit.training.distiller import Distiller
+    from distill_lit.training.feature_alignment import align_features
     from distill_lit.training.loss import DistillationLoss
     from distill_lit.utils.exceptions import UserError
 
@@ -43,6 +44,7 @@ __all__ = [
     "PrefixTreeLM",
     "TeacherCacheFormat",
     "UserError",
+    "align_features",
     "evaluate",
     "fused_linear_distillation_loss",
     "get_lm_head",
@@ -68,6 +70,7 @@ _LAZY_IMPORTS = {
     "PrefixTreeLM": "evaluation.prefix_tree_lm",
     "TeacherCacheFormat": "teachers",
     "UserError": "utils.exceptions",
+    "align_features": "training.feature_alignment",
     "evaluate": "evaluation.evaluator",
     "fused_linear_distillation_loss": "losses.functional",
     "get_lm_head": "losses.lm_head",

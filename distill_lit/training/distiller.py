@@ -18,7 +18,8 @@ from distill_lit.training.callbacks.teacher_update import TeacherUpdateCallback
 from distill_lit.training.callbacks.throughput import TokenThroughput
 from distill_lit.training.checkpoint import frozen_weights
 from distill_lit.training.feature_alignment import FeatureAlignment, align_features
-from distill_lit.training.loss import Batch, DistillationLoss, FusedLossSettings, shared_vocab_size
+from distill_lit.training.input_checks import check_models, shared_vocab_size
+from distill_lit.training.loss import Batch, DistillationLoss, FusedLossSettings
 from distill_lit.training.metrics import TokenMeans
 from distill_lit.training.on_policy import OnPolicyGenerator
 from distill_lit.training.sharding import shard_for_training
@@ -66,11 +67,12 @@ class Distiller(L.LightningModule):
             lr_scheduler: makes a schedule from (optimizer, optimizer steps of the training), stepped after each, as
                 `training.optim.warmup_linear`.
             vocab_size: real tokens, which both models share; None: rows of the smaller lm_head.
-            feature_alignment: of hidden-state terms; None: made here, from the options of the terms.
-            on_policy_generator: makes some batches text that the student writes.
+            feature_alignment: of hidden-state terms, from `align_features`; None: made here, from the options of the terms.
+            on_policy_generator: an `OnPolicyGenerator`, which makes some batches text that the student writes.
             fused_loss_settings: chunk size and number format of the fused lm_head.
         """
         super().__init__()
+        check_models(student, teacher)
         loss = default_objective() if loss is None else loss
         vocab_size = vocab_size or shared_vocab_size(student, teacher)
         self.student = student

@@ -12,6 +12,7 @@ from distill_lit.losses import FEATURE_LOSSES, FeatureTerm, Objective, as_object
 from distill_lit.losses.hidden_states import ATTENTION, HIDDEN_STATES, ActivationDims, FeatureInputs, LayerPair
 from distill_lit.losses.layer_mapping import cka_layer_pairs, fixed_layer_pairs
 from distill_lit.models.activations import Activations, LayersByKind, activation_dims, capture_activations
+from distill_lit.models.document_spans import document_ids_of
 from distill_lit.models.packed_forward import PackedBatch, block_causal_mask
 from distill_lit.models.packing_check import last_hidden_state
 from distill_lit.teachers import TeacherCapabilities, sources_supporting, teacher_capabilities, teacher_sources
@@ -94,8 +95,8 @@ def build_feature_alignment(
     by_cka = [term for term in objective.feature_terms if term.options["layers"] == "cka"]
     if by_cka and not calibration_batches:
         raise UserError(
-            f"{by_cka[0].option_key('layers')}: cka is measured on batches; give pairs, or calibration_batches to "
-            "build_feature_alignment"
+            f"{by_cka[0].option_key('layers')}: cka is measured on batches; give pairs, or feature_alignment="
+            "distill_lit.align_features(loss, student, teacher, [batch])"
         )
     if by_cka:
         cka_pairs = cka_layer_pairs(
@@ -110,17 +111,46 @@ def build_feature_alignment(
         return FeatureAlignment(term_layer_pairs, student_dims, teacher_dims)
 
 
-def align_features(loss: Any, student: Any, teacher: Any) -> "FeatureAlignment | None":
-    """What the hidden-state terms of a loss need between two models; None without such terms, or without such a teacher.
+def align_features(
+    loss: Any, student: Any, teacher: Any, calibration_batches: Sequence[PackedBatch] = (), seed: int = 0
+) -> "FeatureAlignment | None":
+    """What the hidden-state terms of a loss need between two models, the `feature_alignment` of `Distiller` and
+    `DistillationLoss`; None without such terms, or for a teacher without a model.
 
-    teacher: a model, or a `Teacher` that has one. Raises UserError for terms that do not fit the models as they are.
+    teacher: a model, or a `Teacher` that has one; calibration_batches: any batches with `input_ids`, for `layers="cka"`;
+    seed: for the projectors. Raises UserError for terms that do not fit the models as they are.
+
+    Example:
+        >>> loss = losses.ForwardKL() + losses.HiddenStates(loss="cosine", layers="cka")
+        >>> alignment = align_features(loss, student, teacher, [next(iter(train_loader))])
+        >>> Distiller(student, teacher, loss, feature_alignment=alignment)
     """
     objective = as_objective(loss)
-    model = teacher if isinstance(teacher, nn.Module) else getattr(teacher, "model", None)
+    model = _model_of(teacher)
     if not objective.feature_terms or model is None:
         return None
     check_eager_attention(objective, student, model)
-    return build_feature_alignment(objective, student, model.config, model, [], seed=0)
+    return build_feature_alignment(objective, student, model.config, model, list(calibration_batches), seed)
+
+
+def check_can_align_later(objective: Objective, teacher: Any) -> None:
+    """Raises UserError for a term whose alignment must be there before the first batch: a projector is trained, cka is
+    measured, and of a teacher without a model the layers are not known."""
+    for term in objective.feature_terms:
+        remedy = "give feature_alignment=distill_lit.align_features(loss, student, teacher"
+        if _model_of(teacher) is None:
+            raise UserError(
+                f"{term.key}: this teacher has no model whose layers could be counted; give feature_alignment=, from "
+                "distill_lit.training.feature_alignment.build_feature_alignment"
+            )
+        if term.options["layers"] == "cka":
+            raise UserError(f"{term.option_key('layers')}: cka is measured on batches; give pairs, or {remedy}, [batch])")
+        if term.options.get("projector"):
+            raise UserError(f"{term.option_key('projector')}: it is trained, so the optimizer must know it; {remedy})")
+
+
+def _model_of(teacher: Any) -> Any:
+    return teacher if isinstance(teacher, nn.Module) else getattr(teacher, "model", None)
 
 
 def use_eager_attention(objective: Objective, *models: Any) -> None:
@@ -139,14 +169,14 @@ def check_eager_attention(objective: Objective, *models: Any) -> None:
 
 @torch.inference_mode()
 def layer_outputs(model: Any, batches: list[PackedBatch]) -> list[Tensor]:
-    """The output (N, D) of every layer for the tokens of packed batches, without padding, in float32."""
+    """The output (N, D) of every layer for the tokens of batches, packed or not, without padding, in float32."""
     count = model.config.get_text_config().num_hidden_layers
     outputs: list[list[Tensor]] = [[] for _ in range(count)]
     for batch in batches:
         with capture_activations(model, {HIDDEN_STATES: set(range(count))}) as states:
             last_hidden_state(model, batch, states)
         for layer in range(count):
-            outputs[layer].append(states[HIDDEN_STATES, layer][batch["document_ids"] > 0].float())
+            outputs[layer].append(states[HIDDEN_STATES, layer][document_ids_of(batch) > 0].float())
     return [torch.cat(parts) for parts in outputs]
 
 
