@@ -21,8 +21,9 @@ from distill_lit.losses.chunks import (
     plan_kernel,
     split_chunks,
 )
+from distill_lit.losses.compatibility import check_teacher_supports_objective
 from distill_lit.losses.lm_head import LMHead
-from distill_lit.losses.objective import FeatureTerm, Objective, check_teacher_supports_objective
+from distill_lit.losses.objective import FeatureTerm, Objective
 from distill_lit.losses.reduction import TokenLogits, metric_denominator, term_sums
 from distill_lit.losses.targets import SpanTarget, SparseTarget, TeacherTarget, target_form
 from distill_lit.utils.exceptions import UserError
