@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from distill_lit.training.distiller import Distiller
     from distill_lit.training.feature_alignment import align_features
     from distill_lit.training.loss import DistillationLoss
+    from distill_lit.training.on_policy import OnPolicyGenerator
     from distill_lit.utils.exceptions import UserError
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "Experiment",
     "FusedLinearDistillationLoss",
     "OfflineTeacher",
+    "OnPolicyGenerator",
     "OnlineTeacher",
     "PackedDataModule",
     "PrefixTreeLM",
@@ -65,6 +67,7 @@ _LAZY_IMPORTS = {
     "Experiment": "experiment.experiment",
     "FusedLinearDistillationLoss": "losses.functional",
     "OfflineTeacher": "teachers",
+    "OnPolicyGenerator": "training.on_policy",
     "OnlineTeacher": "teachers",
     "PackedDataModule": "data.datamodule",
     "PrefixTreeLM": "evaluation.prefix_tree_lm",

@@ -8,7 +8,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from distill_lit.losses import LossOutput, default_objective
+from distill_lit.losses import LossOutput, as_objective, check_reads_no_on_policy_text, default_objective
 from distill_lit.teachers import StudentFollowingTeacher
 from distill_lit.training import optim
 from distill_lit.training.callbacks.collapse import OnPolicyCollapseWarning
@@ -18,7 +18,7 @@ from distill_lit.training.callbacks.teacher_update import TeacherUpdateCallback
 from distill_lit.training.callbacks.throughput import TokenThroughput
 from distill_lit.training.checkpoint import frozen_weights
 from distill_lit.training.feature_alignment import FeatureAlignment, align_features
-from distill_lit.training.input_checks import check_models, shared_vocab_size
+from distill_lit.training.input_checks import check_batch, check_models, shared_vocab_size
 from distill_lit.training.loss import Batch, DistillationLoss, FusedLossSettings
 from distill_lit.training.metrics import TokenMeans
 from distill_lit.training.on_policy import OnPolicyGenerator
@@ -73,6 +73,8 @@ class Distiller(L.LightningModule):
         """
         super().__init__()
         check_models(student, teacher)
+        if on_policy_generator is None and loss is not None:
+            check_reads_no_on_policy_text(as_objective(loss))
         loss = default_objective() if loss is None else loss
         vocab_size = vocab_size or shared_vocab_size(student, teacher)
         self.student = student
@@ -133,6 +135,7 @@ class Distiller(L.LightningModule):
         """The loss of a micro-batch; `training.loss` says what it is divided by, and why it is multiplied here."""
         micro_batches = self.trainer.accumulate_grad_batches * self.trainer.world_size
         if self.on_policy_generator is not None:
+            check_batch(batch)
             batch = self.on_policy_generator.next_batch(batch, self.student, self.global_step, index, micro_batches)
         needs_teacher, is_logged = self.loss.objective.needs_teacher, is_logging_step(self.trainer)
         losses: LossOutput = self.loss(
@@ -144,6 +147,7 @@ class Distiller(L.LightningModule):
     def validation_step(self, batch: Batch, index: int, dataloader_idx: int = 0) -> None:
         """Collects losses and fidelity over held-out rows."""
         if self.on_policy_generator is not None:
+            check_batch(batch)
             batch = self.on_policy_generator.mark_corpus_text(batch)
         # ranks that share a teacher ask it together, and what they keep may differ
         is_kept = not self._is_sharded and is_frozen(self.loss.teacher)
