@@ -49,7 +49,7 @@ from distill_lit.models.packing_check import last_hidden_state
 from distill_lit.profiling.memory import read_peak_memory, reset_peak_memory
 from distill_lit.teachers import OnlineTeacher
 from distill_lit.training.distiller import Distiller
-from distill_lit.training.loss import lm_head_rows
+from distill_lit.training.input_checks import lm_head_rows
 from distill_lit.training.trainer import optimizer_settings, prepare_student
 from distill_lit.utils import hardware
 

@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from distill_lit.evaluation.evaluator import evaluate
     from distill_lit.evaluation.prefix_tree_lm import PrefixTreeLM
     from distill_lit.experiment.experiment import Experiment
+    from distill_lit.generation.filters import register_filter
     from distill_lit.losses.functional import FusedLinearDistillationLoss, fused_linear_distillation_loss
     from distill_lit.losses.lm_head import get_lm_head
+    from distill_lit.models.initializers import register_initializer
     from distill_lit.models.pruning import prune_depth, prune_width
     from distill_lit.teachers import (
         CrossTokenizerTeacher,
@@ -26,7 +28,9 @@ if TYPE_CHECKING:
         write_teacher_cache,
     )
     from distill_lit.training.distiller import Distiller
+    from distill_lit.training.feature_alignment import align_features
     from distill_lit.training.loss import DistillationLoss
+    from distill_lit.training.on_policy import OnPolicyGenerator
     from distill_lit.utils.exceptions import UserError
 
 __all__ = [
@@ -36,11 +40,13 @@ __all__ = [
     "Experiment",
     "FusedLinearDistillationLoss",
     "OfflineTeacher",
+    "OnPolicyGenerator",
     "OnlineTeacher",
     "PackedDataModule",
     "PrefixTreeLM",
     "TeacherCacheFormat",
     "UserError",
+    "align_features",
     "evaluate",
     "fused_linear_distillation_loss",
     "get_lm_head",
@@ -48,6 +54,8 @@ __all__ = [
     "losses",
     "prune_depth",
     "prune_width",
+    "register_filter",
+    "register_initializer",
     "register_teacher",
     "write_teacher_cache",
 ]
@@ -59,17 +67,21 @@ _LAZY_IMPORTS = {
     "Experiment": "experiment.experiment",
     "FusedLinearDistillationLoss": "losses.functional",
     "OfflineTeacher": "teachers",
+    "OnPolicyGenerator": "training.on_policy",
     "OnlineTeacher": "teachers",
     "PackedDataModule": "data.datamodule",
     "PrefixTreeLM": "evaluation.prefix_tree_lm",
     "TeacherCacheFormat": "teachers",
     "UserError": "utils.exceptions",
+    "align_features": "training.feature_alignment",
     "evaluate": "evaluation.evaluator",
     "fused_linear_distillation_loss": "losses.functional",
     "get_lm_head": "losses.lm_head",
     "load_results": "analysis.results",
     "prune_depth": "models.pruning",
     "prune_width": "models.pruning",
+    "register_filter": "generation.filters",
+    "register_initializer": "models.initializers",
     "register_teacher": "teachers",
     "write_teacher_cache": "teachers",
 }

@@ -17,7 +17,6 @@ from distill_lit.utils import hardware
 from distill_lit.utils.exceptions import UserError
 
 MAX_MEMORY_SHARE = 0.9  # of a device that an estimate may fill before `auto` shards
-INSIDE_LAYERS = ("attention", "qkv_relations")  # kinds of terms that read what only exists inside a layer
 
 
 def check_strategy(config: ExperimentConfig, objective: Objective, student: str) -> None:
@@ -45,7 +44,7 @@ def check_strategy(config: ExperimentConfig, objective: Objective, student: str)
 def why_not_sharded(config: ExperimentConfig, objective: Objective, student: str) -> str:
     """What of a config needs a student or teacher that is whole; empty where both can be sharded."""
     for term in objective.feature_terms:
-        if term.kind in INSIDE_LAYERS:
+        if term.loss_spec.reads_inside_layers:
             return f"objective.terms.{term.name}, which reads {term.kind} inside the layers"
     if is_on_policy_enabled(config.on_policy):
         return "on_policy, which would gather every layer for each token that the student writes"

@@ -13,16 +13,19 @@ from distill_lit.generation.completions import FINISH_PROMPT_TOO_LONG, FINISH_RE
 from distill_lit.generation.dedup import WordNgramIndex, drop_duplicates
 from distill_lit.utils.exceptions import UserError, one_line_message, suggest
 from distill_lit.utils.files import sha256_of
+from distill_lit.utils.registry import Registry
 
 REPETITION_NGRAM = 3
 ANSWER_COMPARISON_VERSION = 2  # raise it when other final answers count as equal
 CompletionFilter = Callable[[Completion], bool]
-CUSTOM_FILTERS: dict[str, CompletionFilter] = {}
+CUSTOM_FILTERS: Registry[CompletionFilter] = Registry("register_filter")
 LogprobScorer = Callable[[Sequence[Completion]], Sequence[float]]
 
 
 def register_filter(name: str) -> Callable[[CompletionFilter], CompletionFilter]:
     """Registers a function that says whether a completion may become training text, for `filters.custom`.
+
+    Raises UserError where the name is another's.
 
     Example:
         >>> @register_filter("ends_in_a_full_stop")
@@ -30,8 +33,10 @@ def register_filter(name: str) -> Callable[[CompletionFilter], CompletionFilter]
         ...     return completion.text.rstrip().endswith(".")
     """
 
+    CUSTOM_FILTERS.check_name(name)
+
     def register(function: CompletionFilter) -> CompletionFilter:
-        CUSTOM_FILTERS[name] = function
+        CUSTOM_FILTERS.add(name, function)
         return function
 
     return register

@@ -6,6 +6,7 @@ Example:
 """
 
 from distill_lit.losses.chunks import can_compile, chunk_size_for_budget
+from distill_lit.losses.compatibility import check_reads_no_on_policy_text, check_teacher_supports_objective
 from distill_lit.losses.custom import check_loss, register
 from distill_lit.losses.functional import FusedLinearDistillationLoss, default_objective, fused_linear_distillation_loss
 from distill_lit.losses.fused_linear import (
@@ -21,11 +22,11 @@ from distill_lit.losses.objective import (
     Term,
     as_objective,
     build_objective,
-    check_teacher_supports_objective,
 )
-from distill_lit.losses.presets import PRESETS, mix_terms, resolve_preset
+from distill_lit.losses.presets import PRESETS, mix_terms, preset, resolve_preset
 from distill_lit.losses.registry import LOGIT_LOSSES, BoolOption, ChoiceOption, NumberOption
 from distill_lit.losses.schedules import Schedule, cosine, linear, piecewise
+from distill_lit.losses.sparse import sample_tokens, top_k_logprobs
 from distill_lit.losses.terms import (
     ALM,
     ULD,
@@ -96,6 +97,7 @@ __all__ = [
     "build_objective",
     "can_compile",
     "check_loss",
+    "check_reads_no_on_policy_text",
     "check_teacher_supports_objective",
     "chunk_size_for_budget",
     "cosine",
@@ -107,6 +109,9 @@ __all__ = [
     "linear",
     "mix_terms",
     "piecewise",
+    "preset",
     "register",
     "resolve_preset",
+    "sample_tokens",
+    "top_k_logprobs",
 ]

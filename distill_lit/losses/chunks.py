@@ -169,6 +169,9 @@ def _compute(head: LMHead, products: Tensor, context: FusedLossContext, rows: sl
         if context.objective.reads_cross_tokenizer_logits:
             teacher_head = target.lm_head
             teacher = teacher._replace(logits=teacher_head.project(target.hidden_states[rows]))
+    elif isinstance(target, Tensor):
+        dtype = torch.float64 if target.dtype == torch.float64 else torch.float32
+        teacher = target[rows].detach().to(dtype, copy=True)  # autograd refuses what was made in inference mode
     else:
         teacher = None if target is None else slice_target(target, rows)
     on_policy_mask = None if context.on_policy_mask is None else context.on_policy_mask[rows]

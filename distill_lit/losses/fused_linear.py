@@ -21,8 +21,9 @@ from distill_lit.losses.chunks import (
     plan_kernel,
     split_chunks,
 )
+from distill_lit.losses.compatibility import check_teacher_supports_objective
 from distill_lit.losses.lm_head import LMHead
-from distill_lit.losses.objective import FeatureTerm, Objective, check_teacher_supports_objective
+from distill_lit.losses.objective import FeatureTerm, Objective
 from distill_lit.losses.reduction import TokenLogits, metric_denominator, term_sums
 from distill_lit.losses.targets import SpanTarget, SparseTarget, TeacherTarget, target_form
 from distill_lit.utils.exceptions import UserError
@@ -53,7 +54,7 @@ def distillation_loss(
     teacher_logits: Tensor | SparseTarget | SpanTarget | None,
     labels: Tensor,
     *,
-    denominator: Tensor,
+    denominator: Tensor | float,
     on_policy_mask: Tensor | None = None,
     progress: float = 0.0,
     compute_metrics: bool = False,
@@ -61,7 +62,7 @@ def distillation_loss(
     """The reference: the same losses from whole logits (N, V), differentiated by autograd. See
     `fused_linear_loss`."""
     _check(objective, teacher_logits, on_policy_mask)
-    weights, temperatures = _factors(objective, progress, denominator, student_logits)
+    weights, temperatures = _factors(objective, progress, torch.as_tensor(denominator), student_logits)
     sums, measures = term_sums(
         objective, TokenLogits(student_logits, teacher_logits, labels, on_policy_mask), temperatures, compute_metrics
     )
@@ -75,7 +76,7 @@ def fused_linear_loss(
     target: TeacherTarget | None,
     labels: Tensor,
     *,
-    denominator: Tensor,
+    denominator: Tensor | float,
     on_policy_mask: Tensor | None = None,
     progress: float = 0.0,
     chunk_size: int | None = None,
@@ -86,8 +87,9 @@ def fused_linear_loss(
 ) -> LossOutput:
     """The objective over N supervised tokens from hidden states.
 
-    hidden_states: (N, D); target: the teacher's distribution at the same tokens, None for objectives without a teacher;
-    labels: (N,) ids of the predicted tokens; denominator: scalar, supervised tokens of the whole optimizer step;
+    hidden_states: (N, D); target: the teacher's distribution at the same tokens, logits (N, V) or another target, None for
+    objectives without a teacher; labels: (N,) ids of the predicted tokens; denominator: supervised tokens of the whole
+    optimizer step;
     on_policy_mask: (N,) bool, whether the student wrote the text, for losses that ask; progress: share of training that is
     over, for schedules; chunk_size: tokens per pass, None: what fits memory_budget, in MiB, 0 for `hardware.logits_budget`;
     compiled: compile the element-wise part; kernel: run it in the Triton kernel on CUDA, for the losses that it knows.
@@ -96,6 +98,7 @@ def fused_linear_loss(
     """
     _check(objective, target, on_policy_mask)
     _check_labels(labels, lm_head.vocab_size)
+    denominator = torch.as_tensor(denominator)
     weights, temperatures = _factors(objective, progress, denominator, hidden_states)
     device, dtype = hidden_states.device, hidden_states.dtype
     lift = None

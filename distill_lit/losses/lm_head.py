@@ -64,7 +64,7 @@ def get_lm_head(model: Any, vocab_size: int | None = None) -> LMHead:
     """The head of a causal language model, cut to its `vocab_size` real tokens; None: all rows.
 
     Raises UserError for a model without one."""
-    output = model.get_output_embeddings()
+    output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     if output is None:
         raise UserError(f"{type(model).__name__} has no output embeddings, so it is not a causal language model")
     config = model.config.get_text_config()

@@ -1,15 +1,17 @@
 """The objective: named terms with weights and temperatures, which can be weighted and added up in Python."""
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
+from types import SimpleNamespace
 from typing import Any
 
-from distill_lit.losses.hidden_states import FEATURE_LOSSES
+from distill_lit.losses.hidden_states import FEATURE_LOSSES, FeatureLossSpec
 from distill_lit.losses.registry import LOGIT_LOSSES, LossSpec, argument_key, check_options, option_key
 from distill_lit.losses.schedules import Schedule, parse_schedule
 from distill_lit.utils.exceptions import UserError, suggest
+
+TEMPERATURE_SCALINGS = ("hinton", "none")
 
 
 class WeightedSum:
@@ -19,10 +21,14 @@ class WeightedSum:
         if not isinstance(other, WeightedSum):
             return NotImplemented
         objectives = [as_objective(part) for part in (self, other)]
-        if len({objective.scales_by_temperature for objective in objectives}) > 1:
-            raise UserError("losses: an objective that scales by T² and one that does not cannot be added")
+        scalings = {objective.scales_by_temperature for objective in objectives if objective.uses_temperature}
+        if len(scalings) > 1:
+            raise UserError(
+                "losses: an objective that scales by T² and one that does not cannot be added; give one of them "
+                ".with_temperature_scaling"
+            )
         terms = [term for objective in objectives for term in objective.terms]
-        return objective_of_terms(terms, objectives[0].scales_by_temperature)
+        return objective_of_terms(terms, scalings.pop() if scalings else objectives[0].scales_by_temperature)
 
     def __radd__(self, other: Any) -> Any:
         return self if other == 0 else NotImplemented  # sum() begins with 0
@@ -36,6 +42,13 @@ class WeightedSum:
         return replace(self, weight=_product(argument_key(self.key, "weight"), self.weight, factor))
 
     __rmul__ = __mul__
+
+    def with_temperature_scaling(self, scaling: str) -> "Objective":
+        """The same, where terms at a temperature T count T² times, `hinton`, as they do unless told otherwise, or once,
+        `none`: `objective.temperature_scaling` of a config. Raises UserError for another word."""
+        if scaling not in TEMPERATURE_SCALINGS:
+            raise UserError(f"losses: unknown temperature scaling {scaling!r}{suggest(str(scaling), TEMPERATURE_SCALINGS)}")
+        return replace(as_objective(self), scales_by_temperature=scaling == "hinton")
 
 
 def _product(key: str, weight: Schedule, factor: Any) -> Schedule:
@@ -93,6 +106,16 @@ class FeatureTerm(WeightedSum):
         return {"name": self.name, "kind": self.kind, "weight": self.weight.facts(), "options": dict(self.options)}
 
     @property
+    def loss_spec(self) -> FeatureLossSpec:
+        """Its entry in the registry."""
+        return FEATURE_LOSSES[self.kind]
+
+    @property
+    def states(self) -> list[str]:
+        """Which inner states of the mapped layers it compares, as `hidden_states` or `attention`."""
+        return list(self.loss_spec.states(self.options))
+
+    @property
     def needs_teacher(self) -> bool:
         """It compares with the teacher's layers."""
         return True
@@ -134,6 +157,11 @@ class Objective(WeightedSum):
     def term_names(self) -> list[str]:
         """The names of all terms, those from logits first."""
         return [term.name for term in self.terms]
+
+    @property
+    def uses_temperature(self) -> bool:
+        """Whether the temperature of any term is ever other than 1."""
+        return any(term.uses_temperature for term in self.logit_terms)
 
     @property
     def is_scheduled(self) -> bool:
@@ -208,12 +236,14 @@ def objective_of_terms(terms: Iterable[Term | FeatureTerm], scales_by_temperatur
     return Objective(logit_terms, scales_by_temperature, feature_terms)
 
 
+TERM_DEFAULTS: dict[str, Any] = {"weight": 1.0, "temperature": 1.0, "options": {}}
 MAX_BUILT_TERMS = 4096
 _built_terms: dict[tuple[Any, ...], tuple[Any, "Term | FeatureTerm"]] = {}
 
 
 def build_objective(terms: Mapping[str, Any], temperature_scaling: str = "auto") -> Objective:
-    """The objective of a config: {name: TermConfig-like or None}. Raises UserError for anything out of range."""
+    """The objective of a config: {name: its fields, as a `TermConfig` or a mapping, or None}. Raises UserError for anything
+    out of range."""
     built_terms = [_build_config_term(name, term) for name, term in terms.items() if term is not None]
     if all(term.weight.is_zero for term in built_terms):
         raise UserError("objective.terms: at least one term with a weight is needed, as in {ce: {weight: 1}}")
@@ -221,7 +251,14 @@ def build_objective(terms: Mapping[str, Any], temperature_scaling: str = "auto")
 
 
 def _build_config_term(name: str, term: Any) -> Term | FeatureTerm:
-    key, kind = f"objective.terms.{name}", term.kind or name
+    key = f"objective.terms.{name}"
+    if isinstance(term, Mapping):
+        fields = {"kind": "", **TERM_DEFAULTS}
+        for field_name in term:
+            if field_name not in fields:
+                raise UserError(f"{key}: unknown field {field_name!r}{suggest(str(field_name), fields)}")
+        term = SimpleNamespace(**{**fields, **term})
+    kind = term.kind or name
     known = (*LOGIT_LOSSES, *FEATURE_LOSSES)
     if kind not in known and not term.kind and not get_close_matches(name, known, 1):
         raise UserError(
@@ -258,8 +295,7 @@ def build_term(
     checked = check_options(key, checks, options or {})
     if kind in LOGIT_LOSSES:
         return Term(name, kind, weight, temperature, checked, key)
-    defaults = {option: default for option, (_, default) in FEATURE_LOSSES[kind].options.items()}
-    return FeatureTerm(name, kind, weight, {**defaults, **checked}, key)
+    return FeatureTerm(name, kind, weight, {**FEATURE_LOSSES[kind].defaults, **checked}, key)
 
 
 def _option_checks(kind: str) -> Mapping[str, Any]:
@@ -270,34 +306,3 @@ def _option_checks(kind: str) -> Mapping[str, Any]:
 
 def _or_one(value: Any) -> Any:
     return 1.0 if value is None else value
-
-
-def check_teacher_supports_objective(
-    objective: Objective, target_form: str, source: str, has_on_policy_mask: bool = False, max_tokens: int = 0
-) -> None:
-    """Raises UserError for the first term that a teacher cannot feed.
-
-    target_form: of its target, `dense`, `top_k`, `sampled` or `cross_tokenizer`; source: what users call it;
-    has_on_policy_mask: whether text that the student wrote is marked; max_tokens: of a target that is top_k, 0: unknown.
-    """
-    for term in objective.logit_terms:
-        key, loss = term.key, term.loss_spec
-        if term.needs_teacher and target_form not in loss.target_forms:
-            able = [name for name, kind in LOGIT_LOSSES.items() if target_form in kind.target_forms]
-            raise UserError(
-                f"{key}: {term.kind} needs a teacher that is {' or '.join(loss.target_forms)}, and {source} is "
-                f"{target_form}; choose from {', '.join(able)}"
-            )
-        if term.needs_teacher and term.uses_temperature and target_form not in loss.softenable_forms:
-            temperature_key = argument_key(key, "temperature")
-            raise UserError(
-                f"{temperature_key}: {term.kind} cannot soften a teacher that is {target_form} ({source}); leave it at 1"
-            )
-        if target_form == "top_k" and term.options.get("k", 0) > (max_tokens or math.inf):
-            k = f"{option_key(key, 'k')}: {term.options['k']}"
-            raise UserError(f"{k}, and {source} has at most {max_tokens} tokens of each position (teacher.top_k)")
-        if "on_policy_mask" in loss.inputs and not has_on_policy_mask:
-            raise UserError(
-                f"{key}: {term.kind} treats the student's own text and that of others differently, and {source} does "
-                "not tell them apart"
-            )

@@ -1,8 +1,10 @@
 """Conventions of others, by name: the terms and the scaling that reproduce their loss on the same logits."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
+from distill_lit.losses.objective import TERM_DEFAULTS, Objective, build_objective, objective_of_terms
 from distill_lit.losses.registry import LOGIT_LOSSES
 from distill_lit.losses.schedules import scale_weight
 from distill_lit.utils.exceptions import UserError, suggest
@@ -18,7 +20,6 @@ class Preset(NamedTuple):
     temperature_scaling: TemperatureScaling = "none"
 
 
-TERM_DEFAULTS: dict[str, Any] = {"weight": 1.0, "temperature": 1.0, "options": {}}
 PRESETS: dict[str, Preset] = {
     "hinton": Preset(
         "½ CE + ½ T² KL(p ‖ q) at T = 2. Hinton et al. 2015, 1503.02531 §2.1.",
@@ -51,10 +52,26 @@ PRESETS: dict[str, Preset] = {
 }
 
 
+def preset(name: str) -> Objective:
+    """The objective of a preset, as `objective.preset` of a config, for `Distiller(loss=…)`; `distill-lit list objectives`
+    says what each is. Raises UserError for an unknown one.
+
+    Example:
+        >>> losses.preset("hinton").term_names
+        ['ce', 'kl']
+        >>> loss = losses.preset("gkd") + 0.1 * losses.CrossEntropy()
+    """
+    if name not in PRESETS:
+        raise UserError(f"losses.preset: unknown value {name!r}{suggest(str(name), PRESETS)}")
+    built = build_objective(*resolve_preset(name, {}, "auto"))
+    terms = [replace(term, key=f"losses.preset({name!r})") for term in built.terms]
+    return objective_of_terms(terms, built.scales_by_temperature)
+
+
 def resolve_preset(
     preset: str, terms: Mapping[str, Mapping[str, Any] | None], temperature_scaling: TemperatureScaling
 ) -> tuple[dict[str, dict[str, Any]], TemperatureScaling]:
-    """({term: its fields}, temperature scaling) of a preset with what a config says on top.
+    """({term: its fields}, temperature scaling) of a preset with what a config says on top, which `build_objective` takes.
 
     Of a term that both name, a config replaces single fields and single options; a term of None is taken away; fields of
     None are not said. Raises UserError for an unknown preset.

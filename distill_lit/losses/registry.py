@@ -7,6 +7,7 @@ from torch import Tensor
 
 from distill_lit.losses import cross_tokenizer, divergences, sparse
 from distill_lit.utils.exceptions import UserError, suggest
+from distill_lit.utils.registry import Registry
 
 
 class NumberOption(NamedTuple):
@@ -78,15 +79,15 @@ class LossSpec(NamedTuple):
 
     @property
     def about(self) -> str:
-        """The first line of the function's documentation."""
-        return (self.function.__doc__ or "").strip().splitlines()[0]
+        """The first line of the function's documentation, empty where it has none."""
+        return (self.function.__doc__ or "").strip().partition("\n")[0]
 
 
 UNIT_INTERVAL_OPTION = NumberOption(0, 1, exclusive=True)
 POSITIVE_INT_OPTION = NumberOption(1, is_integer=True)
 EXPONENT_OPTION = NumberOption(-1, 10, reason="exponents of small probabilities below it are beyond float32")
 
-LOGIT_LOSSES: dict[str, LossSpec] = {
+_LOSSES: dict[str, LossSpec] = {
     "ce": LossSpec(
         sparse.cross_entropy,
         ("log_q", "labels"),
@@ -169,6 +170,7 @@ LOGIT_LOSSES: dict[str, LossSpec] = {
         is_divergence=False,
     ),
 }
+LOGIT_LOSSES: Registry[LossSpec] = Registry("losses.register", _LOSSES, lambda spec: spec.function)
 
 
 def argument_key(key: str, name: str) -> str:

@@ -1,10 +1,11 @@
-"""What the teacher says about N predicted tokens: everything (hidden states and a head), its k best tokens, or draws.
+"""What the teacher says about N predicted tokens: everything (logits, or hidden states and a head), its k best tokens, or
+draws.
 
 A sparse target needs no projection of the teacher, so a cache of k tokens per position replaces the teacher altogether.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -110,7 +111,7 @@ class MixtureTarget(NamedTuple):
 
 
 SparseTarget = TopKTarget | SampledTarget
-TeacherTarget = DenseTarget | TopKTarget | SampledTarget | CrossTokenizerTarget | MixtureTarget
+TeacherTarget = Tensor | DenseTarget | TopKTarget | SampledTarget | CrossTokenizerTarget | MixtureTarget  # Tensor: logits
 SparseTargetT = TypeVar("SparseTargetT", bound=SparseTarget)
 
 
@@ -121,21 +122,55 @@ def target_form(target: TeacherTarget | SpanTarget | Tensor) -> str:
     return "top_k" if isinstance(target, TopKTarget) else "sampled" if isinstance(target, SampledTarget) else "dense"
 
 
-def cut_vocabulary(target: TeacherTarget, vocab_size: int) -> TeacherTarget:
-    """A target whose lm_heads, where it has any, give the first `vocab_size` tokens; that of another tokenizer stays.
+NUM_DIMS = {"hidden_states": 2, "ids": 2, "logprobs": 2, "weights": 2, "label_logprobs": 1, "span_ids": 1}  # (N, …) parts
 
-    Raises UserError for a head of fewer.
+
+def check_target(target: Any, num_tokens: int) -> None:
+    """Raises UserError for what is no target of `num_tokens` tokens, as a teacher of one's own may give it."""
+    needed = (
+        f"needed are logits (N, V) of the N = {num_tokens} tokens that loss_mask marks, as logits[:, :-1][loss_mask], or a "
+        "target of distill_lit.losses.targets, as DenseTarget"
+    )
+    if not isinstance(target, TeacherTarget):
+        raise UserError(f"teacher: target() gave {type(target).__name__}; {needed}")
+    parts = {"logits": target} if isinstance(target, Tensor) else target._asdict()
+    for name, part in parts.items():
+        num_dims = NUM_DIMS.get(name, 2 if name == "logits" else 0)
+        if num_dims and (not isinstance(part, Tensor) or part.ndim != num_dims or len(part) != num_tokens):
+            shape = tuple(part.shape) if isinstance(part, Tensor) else type(part).__name__
+            raise UserError(f"teacher: target() gave {name} {shape}; {needed}")
+    if isinstance(target, Tensor) and not target.is_floating_point():
+        raise UserError(f"teacher: target() gave {target.dtype}; {needed}")
+    if isinstance(target, DenseTarget) and target.hidden_states.shape[1] != target.lm_head.weight.shape[1]:
+        widths = f"{target.hidden_states.shape[1]} wide, and its lm_head reads {target.lm_head.weight.shape[1]}"
+        raise UserError(f"teacher: target() gave hidden_states {widths}")
+    if isinstance(target, (TopKTarget, SampledTarget)) and target.ids.shape != target.logprobs.shape:
+        shapes = f"ids {tuple(target.ids.shape)} and logprobs {tuple(target.logprobs.shape)}"
+        raise UserError(f"teacher: target() gave {shapes}, which are to be of one shape")
+
+
+def cut_vocabulary(target: TeacherTarget, vocab_size: int) -> TeacherTarget:
+    """A target whose logits, or lm_heads where it has any, are of the first `vocab_size` tokens; that of another tokenizer
+    stays.
+
+    Raises UserError for fewer.
     """
+    if isinstance(target, Tensor):
+        _check_vocabulary(target.shape[1], vocab_size)
+        return target[:, :vocab_size]
     if isinstance(target, MixtureTarget):
         return target._replace(targets=tuple(one and _cut_lm_head(one, vocab_size) for one in target.targets))
     return _cut_lm_head(target, vocab_size) if isinstance(target, DenseTarget) else target
 
 
 def _cut_lm_head(target: DenseTarget, vocab_size: int) -> DenseTarget:
-    size = target.lm_head.vocab_size
+    _check_vocabulary(target.lm_head.vocab_size, vocab_size)
+    return target._replace(lm_head=target.lm_head._replace(vocab_size=vocab_size))
+
+
+def _check_vocabulary(size: int, vocab_size: int) -> None:
     if size < vocab_size:
         raise UserError(f"vocab_size: {vocab_size} tokens are compared, and the teacher gives {size}; give that")
-    return target._replace(lm_head=target.lm_head._replace(vocab_size=vocab_size))
 
 
 def concatenate_targets(targets: Sequence[SparseTargetT]) -> SparseTargetT:

@@ -31,7 +31,7 @@ def _logit_term(class_name: str, kind: str, name: str, weight: Value, temperatur
 
 
 def _feature_term(class_name: str, kind: str, name: str, weight: Value, **options: Any) -> FeatureTerm:
-    options = {key: value for key, value in options.items() if value != FEATURE_LOSSES[kind].options[key][1]}
+    options = {key: value for key, value in options.items() if value != FEATURE_LOSSES[kind].defaults[key]}
     term = build_term(f"losses.{class_name}", name or kind, kind, weight, 1.0, options)
     assert isinstance(term, FeatureTerm)
     return term

@@ -2,10 +2,11 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor, nn
 
+from distill_lit.losses.hidden_states import ATTENTION, HIDDEN_STATES, ActivationDims
 from distill_lit.models.pruning.architecture import (
     get_decoder_layers,
     get_head_dim,
@@ -14,23 +15,11 @@ from distill_lit.models.pruning.architecture import (
 )
 from distill_lit.utils.exceptions import UserError
 
-HIDDEN_STATES, ATTENTION, QUERIES, KEYS, VALUES = "hidden_states", "attention", "queries", "keys", "values"
+QUERIES, KEYS, VALUES = "queries", "keys", "values"
 PROJECTIONS = {QUERIES: "q_proj", KEYS: "k_proj", VALUES: "v_proj"}
 FUSED_QKV_MODULE = "c_attn"  # GPT-2's queries, keys and values, side by side
 LayersByKind = Mapping[str, set[int]]  # {what: numbers of layers}
 Activations = dict[tuple[str, int], Tensor]
-
-
-class ActivationDims(NamedTuple):
-    """What a model's inner states look like: layers; channels of a hidden state; heads; channels of all queries, of all
-    keys or values."""
-
-    layers: int
-    hidden_size: int
-    heads: int
-    query_size: int
-    key_value_size: int
-    key_value_heads: int
 
 
 def activation_dims(config: Any) -> ActivationDims:

@@ -4,16 +4,19 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from distill_lit.utils.exceptions import UserError, suggest
+from distill_lit.utils.registry import Registry
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Initializer = Callable[["PreTrainedModel", "PreTrainedModel"], None]
-STUDENT_INITIALIZERS: dict[str, Initializer] = {}
+STUDENT_INITIALIZERS: Registry[Initializer] = Registry("register_initializer")
 
 
 def register_initializer(name: str) -> Callable[[Initializer], Initializer]:
     """Registers a function (student, teacher) that changes the student's weights in place, before any training.
+
+    Raises UserError where the name is another's.
 
     Example:
         >>> @register_initializer("scaled_embeddings")
@@ -21,8 +24,10 @@ def register_initializer(name: str) -> Callable[[Initializer], Initializer]:
         ...     student.get_input_embeddings().weight.data.mul_(0.5)
     """
 
+    STUDENT_INITIALIZERS.check_name(name)
+
     def register(function: Initializer) -> Initializer:
-        STUDENT_INITIALIZERS[name] = function
+        STUDENT_INITIALIZERS.add(name, function)
         return function
 
     return register

@@ -13,8 +13,9 @@ from weakref import WeakKeyDictionary, WeakSet
 import torch
 from torch import Tensor, nn
 
+from distill_lit.losses.hidden_states import HIDDEN_STATES
 from distill_lit.losses.lm_head import get_lm_head
-from distill_lit.models.activations import HIDDEN_STATES, Activations, capture_activations
+from distill_lit.models.activations import Activations, capture_activations
 from distill_lit.models.backbone import get_backbone
 from distill_lit.models.dummy_inputs import (
     dummy_documents,

@@ -15,9 +15,9 @@ Example:
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
@@ -92,9 +92,18 @@ class StudentFollowingTeacher(Teacher, Protocol):
         ...
 
 
+def _of_several(rule: Callable[[Sequence[Any]], Any], default: Any = False) -> Any:
+    """A field with its default, and what it is of several teachers together, from the values of each."""
+    return field(default=default, metadata={"of_several": rule})
+
+
+def _none(_: Sequence[bool]) -> bool:
+    return False
+
+
 @dataclass(frozen=True)
 class TeacherCapabilities:
-    """What a configured teacher can do, and what it needs.
+    """What a configured teacher can do, and what it needs. Each field says what it is of several teachers.
 
     Args:
         target_form: of its targets for training rows: dense, top_k, sampled or cross_tokenizer, the words that losses list
@@ -118,23 +127,28 @@ class TeacherCapabilities:
         is_shardable: it is a `Shardable` (models.sharding), whose ranks all read in the same number of passes.
     """
 
-    target_form: str
-    max_target_tokens: int = 0
-    hidden_layers: HiddenLayers = ()
-    hidden_layers_key: str = ""
-    has_attention: bool = False
-    shares_tokenizer: bool = True
-    needs_model: bool = True
-    needs_cache: bool = False
-    keeps_lm_head: bool = False
-    reads_held_out_rows: bool = False
-    scores_student_text: bool = False
-    has_device: bool = False
-    writes_text: bool = False
-    copies_student: bool = False
-    follows_student: bool = False
-    reads_prompt: bool = False
-    is_shardable: bool = False
+    target_form: str = field(metadata={"of_several": lambda forms: next((f for f in forms if f != "dense"), "dense")})
+    max_target_tokens: int = _of_several(min, 0)
+    hidden_layers: HiddenLayers = _of_several(lambda _: (), ())  # they have different layers
+    hidden_layers_key: str = _of_several(lambda _: "", "")
+    has_attention: bool = _of_several(_none)
+    shares_tokenizer: bool = _of_several(all, True)
+    needs_model: bool = _of_several(any, True)
+    needs_cache: bool = _of_several(any)
+    keeps_lm_head: bool = _of_several(any)
+    reads_held_out_rows: bool = _of_several(any)
+    scores_student_text: bool = _of_several(all)
+    has_device: bool = _of_several(all)
+    writes_text: bool = _of_several(_none)
+    copies_student: bool = _of_several(any)
+    follows_student: bool = _of_several(any)
+    reads_prompt: bool = _of_several(all)
+    is_shardable: bool = _of_several(_none)
+
+    @classmethod
+    def of_several(cls, able: Sequence["TeacherCapabilities"]) -> "TeacherCapabilities":
+        """What several teachers can do together, and what any of them needs."""
+        return cls(**{f.name: f.metadata["of_several"]([getattr(one, f.name) for one in able]) for f in fields(cls)})
 
     @property
     def runs_beside_student(self) -> bool:

@@ -58,10 +58,11 @@ from torch import Tensor
 
 from distill_lit.config import TeacherConfig
 from distill_lit.data import PackedDataset
+from distill_lit.losses.hidden_states import HIDDEN_STATES
 from distill_lit.losses.lm_head import LMHead, get_lm_head
 from distill_lit.losses.targets import DenseTarget, TeacherTarget
 from distill_lit.models import ModelSize, model_fingerprint
-from distill_lit.models.activations import HIDDEN_STATES, Activations, LayersByKind
+from distill_lit.models.activations import Activations, LayersByKind
 from distill_lit.models.loading import torch_dtype
 from distill_lit.models.sharding import broadcast_tensor
 from distill_lit.teachers.base import CachedTeacherSource, CacheRows, TeacherCapabilities, TeacherContext

@@ -1,27 +1,38 @@
 """The choices of `teacher.source`: names, and what stands behind each."""
 
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Callable
 from typing import TypeVar
 
 from distill_lit.config import TeacherConfig
 from distill_lit.teachers.base import CachedTeacherSource, TeacherCapabilities, TeacherSource
 from distill_lit.utils.exceptions import UserError, suggest
+from distill_lit.utils.registry import Registry
 
-TEACHER_SOURCES: dict[str, TeacherSource] = {}
+TEACHER_SOURCES: Registry[TeacherSource] = Registry("register_teacher", defined_by=type)
 SourceClass = TypeVar("SourceClass", bound=type[TeacherSource])
 
 
 def register_teacher(name: str) -> Callable[[SourceClass], SourceClass]:
     """Decorates the class of a `TeacherSource`, which users then choose by `teacher.source: <name>`.
 
-    Raises UserError where the name is another's.
+    Raises UserError where the name is another's, and for a class that is no source or lacks a method of one.
     """
+    TEACHER_SOURCES.check_name(name)
 
     def register(source: SourceClass) -> SourceClass:
-        known = type(TEACHER_SOURCES[name]) if name in TEACHER_SOURCES else source
-        if (known.__module__, known.__qualname__) != (source.__module__, source.__qualname__):
-            raise UserError(f"teacher.source: {name!r} is registered already, by {known.__module__}; choose another name")
-        TEACHER_SOURCES[name] = source()
+        if not (isinstance(source, type) and issubclass(source, TeacherSource)):
+            raise UserError(
+                f"register_teacher({name!r}): {source!r} is no TeacherSource; give a class derived from it, with "
+                "capabilities(config) and build(context)"
+            )
+        if inspect.isabstract(source):
+            missing = ", ".join(sorted(source.__abstractmethods__))
+            raise UserError(f"register_teacher({name!r}): {source.__name__} has no {missing}")
+        try:
+            TEACHER_SOURCES.add(name, source())
+        except TypeError as error:
+            raise UserError(f"register_teacher({name!r}): it is made without arguments, and {error}") from error
         return source
 
     return register
@@ -40,34 +51,17 @@ def teacher_source(config: TeacherConfig) -> TeacherSource:
 
 
 def cached_teacher_source(config: TeacherConfig) -> CachedTeacherSource:
-    """The chosen source, whose `needs_cache` is true."""
+    """The chosen source, whose `needs_cache` is true. Raises UserError for one that cannot write a cache."""
     source = teacher_source(config)
-    assert isinstance(source, CachedTeacherSource), f"{config.source} needs a cache and cannot write one"
+    if not isinstance(source, CachedTeacherSource):
+        raise UserError(f"teacher.source: {config.source} needs a cache, and its class is no CachedTeacherSource")
     return source
 
 
 def teacher_capabilities(config: TeacherConfig) -> TeacherCapabilities:
     """What the configured teacher can do, or several together. Raises UserError for a source that is not registered."""
     able = [teacher_source(member).capabilities(member) for member in config.members.values()]
-    return able[0] if len(able) == 1 else _combine(able)
-
-
-def _combine(able: Sequence[TeacherCapabilities]) -> TeacherCapabilities:
-    """What several teachers can do together, and what any of them needs. Their inner states are of different layers."""
-    return TeacherCapabilities(
-        target_form=next((one.target_form for one in able if one.target_form != "dense"), "dense"),
-        max_target_tokens=min(one.max_target_tokens for one in able),
-        shares_tokenizer=all(one.shares_tokenizer for one in able),
-        needs_model=any(one.needs_model for one in able),
-        needs_cache=any(one.needs_cache for one in able),
-        keeps_lm_head=any(one.keeps_lm_head for one in able),
-        reads_held_out_rows=any(one.reads_held_out_rows for one in able),
-        scores_student_text=all(one.scores_student_text for one in able),
-        has_device=all(one.has_device for one in able),
-        copies_student=any(one.copies_student for one in able),
-        follows_student=any(one.follows_student for one in able),
-        reads_prompt=all(one.reads_prompt for one in able),
-    )
+    return able[0] if len(able) == 1 else TeacherCapabilities.of_several(able)
 
 
 def describe_teacher(config: TeacherConfig) -> str:

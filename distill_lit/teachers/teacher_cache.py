@@ -14,8 +14,9 @@ from torch import Tensor
 from distill_lit.data import PackedDataset, TeacherDocuments
 from distill_lit.data.loader import make_batch
 from distill_lit.data.packing import ChainedRows
+from distill_lit.losses.hidden_states import HIDDEN_STATES
 from distill_lit.losses.lm_head import LMHead, get_lm_head
-from distill_lit.models.activations import HIDDEN_STATES, Activations, capture_activations
+from distill_lit.models.activations import Activations, capture_activations
 from distill_lit.models.packed_forward import PackedBatch
 from distill_lit.models.packing_check import last_hidden_state
 from distill_lit.teachers.cache_shards import LAST_HIDDEN_STATE, SHARD_ROWS, layer_array_name, shard_rows

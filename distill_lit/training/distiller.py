@@ -8,7 +8,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from distill_lit.losses import LossOutput, default_objective
+from distill_lit.losses import LossOutput, as_objective, check_reads_no_on_policy_text, default_objective
 from distill_lit.teachers import StudentFollowingTeacher
 from distill_lit.training import optim
 from distill_lit.training.callbacks.collapse import OnPolicyCollapseWarning
@@ -18,7 +18,8 @@ from distill_lit.training.callbacks.teacher_update import TeacherUpdateCallback
 from distill_lit.training.callbacks.throughput import TokenThroughput
 from distill_lit.training.checkpoint import frozen_weights
 from distill_lit.training.feature_alignment import FeatureAlignment, align_features
-from distill_lit.training.loss import Batch, DistillationLoss, FusedLossSettings, shared_vocab_size
+from distill_lit.training.input_checks import check_batch, check_models, shared_vocab_size
+from distill_lit.training.loss import Batch, DistillationLoss, FusedLossSettings
 from distill_lit.training.metrics import TokenMeans
 from distill_lit.training.on_policy import OnPolicyGenerator
 from distill_lit.training.sharding import shard_for_training
@@ -66,11 +67,14 @@ class Distiller(L.LightningModule):
             lr_scheduler: makes a schedule from (optimizer, optimizer steps of the training), stepped after each, as
                 `training.optim.warmup_linear`.
             vocab_size: real tokens, which both models share; None: rows of the smaller lm_head.
-            feature_alignment: of hidden-state terms; None: made here, from the options of the terms.
-            on_policy_generator: makes some batches text that the student writes.
+            feature_alignment: of hidden-state terms, from `align_features`; None: made here, from the options of the terms.
+            on_policy_generator: an `OnPolicyGenerator`, which makes some batches text that the student writes.
             fused_loss_settings: chunk size and number format of the fused lm_head.
         """
         super().__init__()
+        check_models(student, teacher)
+        if on_policy_generator is None and loss is not None:
+            check_reads_no_on_policy_text(as_objective(loss))
         loss = default_objective() if loss is None else loss
         vocab_size = vocab_size or shared_vocab_size(student, teacher)
         self.student = student
@@ -131,6 +135,7 @@ class Distiller(L.LightningModule):
         """The loss of a micro-batch; `training.loss` says what it is divided by, and why it is multiplied here."""
         micro_batches = self.trainer.accumulate_grad_batches * self.trainer.world_size
         if self.on_policy_generator is not None:
+            check_batch(batch)
             batch = self.on_policy_generator.next_batch(batch, self.student, self.global_step, index, micro_batches)
         needs_teacher, is_logged = self.loss.objective.needs_teacher, is_logging_step(self.trainer)
         losses: LossOutput = self.loss(
@@ -142,6 +147,7 @@ class Distiller(L.LightningModule):
     def validation_step(self, batch: Batch, index: int, dataloader_idx: int = 0) -> None:
         """Collects losses and fidelity over held-out rows."""
         if self.on_policy_generator is not None:
+            check_batch(batch)
             batch = self.on_policy_generator.mark_corpus_text(batch)
         # ranks that share a teacher ask it together, and what they keep may differ
         is_kept = not self._is_sharded and is_frozen(self.loss.teacher)

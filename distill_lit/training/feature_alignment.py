@@ -1,6 +1,5 @@
 """Feature alignment of student and teacher: pairs of layers, projectors between widths, hidden-state losses of a batch."""
 
-import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -9,18 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from distill_lit.config import TeacherConfig
-from distill_lit.losses import FeatureTerm, Objective, as_objective
-from distill_lit.losses.hidden_states import ATTENTION_LOSSES, HIDDEN_STATE_LOSSES, QKV_STATES, LayerPair, relation_kl
+from distill_lit.losses import FEATURE_LOSSES, FeatureTerm, Objective, as_objective
+from distill_lit.losses.hidden_states import ATTENTION, HIDDEN_STATES, ActivationDims, FeatureInputs, LayerPair
 from distill_lit.losses.layer_mapping import cka_layer_pairs, fixed_layer_pairs
-from distill_lit.models.activations import (
-    ATTENTION,
-    HIDDEN_STATES,
-    ActivationDims,
-    Activations,
-    LayersByKind,
-    activation_dims,
-    capture_activations,
-)
+from distill_lit.models.activations import Activations, LayersByKind, activation_dims, capture_activations
+from distill_lit.models.document_spans import document_ids_of
 from distill_lit.models.packed_forward import PackedBatch, block_causal_mask
 from distill_lit.models.packing_check import last_hidden_state
 from distill_lit.teachers import TeacherCapabilities, sources_supporting, teacher_capabilities, teacher_sources
@@ -38,7 +30,7 @@ def check_teacher_supports_features(
     for term in objective.feature_terms:
         if student_compiled:
             raise UserError(f"training.compile: {term.key} compares inner states, which a compiled backbone does not show")
-        is_hidden = term.kind == HIDDEN_STATES
+        is_hidden = not term.loss_spec.reads_inside_layers
         if _shows_all(term.kind, teacher):
             continue
         able = sources_supporting(partial(_shows_all, term.kind))
@@ -59,7 +51,7 @@ def check_teacher_supports_features(
 
 def _shows_all(kind: str, teacher: TeacherCapabilities) -> bool:
     """Whether a teacher shows the inner states of every layer that a kind of term compares."""
-    return teacher.hidden_layers == ALL_LAYERS if kind == HIDDEN_STATES else teacher.has_attention
+    return teacher.has_attention if FEATURE_LOSSES[kind].reads_inside_layers else teacher.hidden_layers == ALL_LAYERS
 
 
 def describe_feature_teachers(kind: str) -> str:
@@ -68,7 +60,7 @@ def describe_feature_teachers(kind: str) -> str:
     able = {name: teacher_capabilities(TeacherConfig(source=name)) for name in teacher_sources()}
     of_all = [name for name, one in able.items() if _shows_all(kind, one)]
     of_some = [f"{name} with {one.hidden_layers_key}" for name, one in able.items() if one.hidden_layers_key]
-    return " or ".join([*of_all, *(of_some if kind == HIDDEN_STATES else [])])
+    return " or ".join([*of_all, *([] if FEATURE_LOSSES[kind].reads_inside_layers else of_some)])
 
 
 def check_feature_dimensions(
@@ -81,39 +73,9 @@ def check_feature_dimensions(
         for _, layer in fixed_layer_pairs(term, student_dims.layers, teacher_dims.layers):
             if hidden_layers != ALL_LAYERS and layer not in hidden_layers:
                 raise UserError(f"teacher.hidden_layers: layer {layer} is not among them, and {term.key} compares with it")
-        options = term.options
-        if term.kind == HIDDEN_STATES and student_dims.hidden_size != teacher_dims.hidden_size and not options["projector"]:
-            raise UserError(
-                f"{term.option_key('projector')}: hidden states are {student_dims.hidden_size} wide in the student and "
-                f"{teacher_dims.hidden_size} in the teacher; "
-                "set projector: true"
-            )
-        if term.kind != HIDDEN_STATES and not (student_dims.heads and teacher_dims.heads):
+        if term.loss_spec.reads_inside_layers and not (student_dims.heads and teacher_dims.heads):
             raise UserError(f"{term.key}: {term.kind} compares attention, and one of the two models has no attention heads")
-        if term.kind == ATTENTION and student_dims.heads != teacher_dims.heads and options["heads"] == "each":
-            raise UserError(
-                f"{term.option_key('heads')}: the student has {student_dims.heads} heads and the teacher "
-                f"{teacher_dims.heads}; set heads: mean"
-            )
-        if term.kind == "qkv_relations":
-            _check_relation_heads(term, student_dims, teacher_dims)
-
-
-def _check_relation_heads(term: FeatureTerm, ours: ActivationDims, theirs: ActivationDims) -> None:
-    heads = num_relation_heads(term, ours, theirs)
-    for relation in term.options["relations"]:
-        for owner, shape in (("student", ours), ("teacher", theirs)):
-            width = shape.query_size if relation == "q" else shape.key_value_size
-            if width % heads:
-                raise UserError(
-                    f"{term.option_key('num_relation_heads')}: {heads} does not divide the {width} channels of the "
-                    f"{owner}'s {QKV_STATES[relation]}"
-                )
-
-
-def num_relation_heads(term: FeatureTerm, student_dims: ActivationDims, teacher_dims: ActivationDims) -> int:
-    """Its relation heads; where it does not say, as many as divide the key-value heads of both."""
-    return term.options["num_relation_heads"] or math.gcd(student_dims.key_value_heads, teacher_dims.key_value_heads)
+        term.loss_spec.check(term.option_key, term.options, student_dims, teacher_dims)
 
 
 def build_feature_alignment(
@@ -133,8 +95,8 @@ def build_feature_alignment(
     by_cka = [term for term in objective.feature_terms if term.options["layers"] == "cka"]
     if by_cka and not calibration_batches:
         raise UserError(
-            f"{by_cka[0].option_key('layers')}: cka is measured on batches; give pairs, or calibration_batches to "
-            "build_feature_alignment"
+            f"{by_cka[0].option_key('layers')}: cka is measured on batches; give pairs, or feature_alignment="
+            "distill_lit.align_features(loss, student, teacher, [batch])"
         )
     if by_cka:
         cka_pairs = cka_layer_pairs(
@@ -149,22 +111,51 @@ def build_feature_alignment(
         return FeatureAlignment(term_layer_pairs, student_dims, teacher_dims)
 
 
-def align_features(loss: Any, student: Any, teacher: Any) -> "FeatureAlignment | None":
-    """What the hidden-state terms of a loss need between two models; None without such terms, or without such a teacher.
+def align_features(
+    loss: Any, student: Any, teacher: Any, calibration_batches: Sequence[PackedBatch] = (), seed: int = 0
+) -> "FeatureAlignment | None":
+    """What the hidden-state terms of a loss need between two models, the `feature_alignment` of `Distiller` and
+    `DistillationLoss`; None without such terms, or for a teacher without a model.
 
-    teacher: a model, or a `Teacher` that has one. Raises UserError for terms that do not fit the models as they are.
+    teacher: a model, or a `Teacher` that has one; calibration_batches: any batches with `input_ids`, for `layers="cka"`;
+    seed: for the projectors. Raises UserError for terms that do not fit the models as they are.
+
+    Example:
+        >>> loss = losses.ForwardKL() + losses.HiddenStates(loss="cosine", layers="cka")
+        >>> alignment = align_features(loss, student, teacher, [next(iter(train_loader))])
+        >>> Distiller(student, teacher, loss, feature_alignment=alignment)
     """
     objective = as_objective(loss)
-    model = teacher if isinstance(teacher, nn.Module) else getattr(teacher, "model", None)
+    model = _model_of(teacher)
     if not objective.feature_terms or model is None:
         return None
     check_eager_attention(objective, student, model)
-    return build_feature_alignment(objective, student, model.config, model, [], seed=0)
+    return build_feature_alignment(objective, student, model.config, model, list(calibration_batches), seed)
+
+
+def check_can_align_later(objective: Objective, teacher: Any) -> None:
+    """Raises UserError for a term whose alignment must be there before the first batch: a projector is trained, cka is
+    measured, and of a teacher without a model the layers are not known."""
+    for term in objective.feature_terms:
+        remedy = "give feature_alignment=distill_lit.align_features(loss, student, teacher"
+        if _model_of(teacher) is None:
+            raise UserError(
+                f"{term.key}: this teacher has no model whose layers could be counted; give feature_alignment=, from "
+                "distill_lit.training.feature_alignment.build_feature_alignment"
+            )
+        if term.options["layers"] == "cka":
+            raise UserError(f"{term.option_key('layers')}: cka is measured on batches; give pairs, or {remedy}, [batch])")
+        if term.options.get("projector"):
+            raise UserError(f"{term.option_key('projector')}: it is trained, so the optimizer must know it; {remedy})")
+
+
+def _model_of(teacher: Any) -> Any:
+    return teacher if isinstance(teacher, nn.Module) else getattr(teacher, "model", None)
 
 
 def use_eager_attention(objective: Objective, *models: Any) -> None:
     """Switches models to eager attention, the only one that has attention maps, where a term compares these."""
-    if any(term.kind == ATTENTION for term in objective.feature_terms):
+    if any(ATTENTION in term.states for term in objective.feature_terms):
         for model in models:
             model.set_attn_implementation("eager")
 
@@ -172,20 +163,20 @@ def use_eager_attention(objective: Objective, *models: Any) -> None:
 def check_eager_attention(objective: Objective, *models: Any) -> None:
     """Raises UserError for a term on attention maps and a model whose attention has none."""
     for term in objective.feature_terms:
-        if term.kind == ATTENTION and any(m.config.get_text_config()._attn_implementation != "eager" for m in models):
+        if ATTENTION in term.states and any(m.config.get_text_config()._attn_implementation != "eager" for m in models):
             raise UserError(f"{term.key}: attention maps need attn_implementation='eager' in both models")
 
 
 @torch.inference_mode()
 def layer_outputs(model: Any, batches: list[PackedBatch]) -> list[Tensor]:
-    """The output (N, D) of every layer for the tokens of packed batches, without padding, in float32."""
+    """The output (N, D) of every layer for the tokens of batches, packed or not, without padding, in float32."""
     count = model.config.get_text_config().num_hidden_layers
     outputs: list[list[Tensor]] = [[] for _ in range(count)]
     for batch in batches:
         with capture_activations(model, {HIDDEN_STATES: set(range(count))}) as states:
             last_hidden_state(model, batch, states)
         for layer in range(count):
-            outputs[layer].append(states[HIDDEN_STATES, layer][batch["document_ids"] > 0].float())
+            outputs[layer].append(states[HIDDEN_STATES, layer][document_ids_of(batch) > 0].float())
     return [torch.cat(parts) for parts in outputs]
 
 
@@ -201,7 +192,7 @@ class FeatureAlignment(nn.Module):
         self.term_layer_pairs, self.student_dims, self.teacher_dims = term_layer_pairs, student_dims, teacher_dims
         self.projectors = nn.ModuleDict()
         for term, pairs in term_layer_pairs:
-            if term.kind == HIDDEN_STATES and term.options["projector"]:
+            if term.options.get("projector"):
                 self.projectors[term.name] = nn.ModuleList(
                     _build_projector(student_dims.hidden_size, teacher_dims.hidden_size) for _ in pairs
                 )
@@ -211,7 +202,7 @@ class FeatureAlignment(nn.Module):
         """What to watch in the student and in the teacher."""
         sides: tuple[dict[str, set[int]], dict[str, set[int]]] = ({}, {})
         for term, pairs in self.term_layer_pairs:
-            for what in _activation_kinds(term):
+            for what in term.states:
                 for side, wanted in enumerate(sides):
                     wanted.setdefault(what, set()).update(pair[side] for pair in pairs)
         return sides
@@ -243,32 +234,16 @@ class FeatureAlignment(nn.Module):
         """Sum over chosen tokens of the mean over pairs of layers, and over q, k, v."""
         losses = []
         for pair_index, (student_layer, teacher_layer) in enumerate(pairs):
-            for kind in _activation_kinds(term):
+            inputs = self._inputs(term, pair_index, document_ids, loss_mask)
+            for kind in term.states:
                 s, t = _to_float(student_states[kind, student_layer]), _to_float(teacher_states[kind, teacher_layer])
-                if term.kind == HIDDEN_STATES:
-                    losses.append(self._hidden(term, pair_index, s[:, :-1][loss_mask], t[:, :-1][loss_mask]))
-                elif term.kind == ATTENTION:
-                    losses.append(_attention(term, *(maps.transpose(1, 2)[:, :-1][loss_mask] for maps in (s, t))))
-                else:
-                    heads = num_relation_heads(term, self.student_dims, self.teacher_dims)
-                    losses.append(relation_kl(s, t, heads, block_causal_mask(document_ids))[:, :-1][loss_mask])
+                losses.append(term.loss_spec.function(s, t, term.options, inputs))
         return torch.stack(losses).mean(0).sum()
 
-    def _hidden(self, term: FeatureTerm, pair: int, student: Tensor, teacher: Tensor) -> Tensor:
-        if term.name in self.projectors:
-            student = self.projectors[term.name][pair](student)  # type: ignore[index]
-        return HIDDEN_STATE_LOSSES[term.options["loss"]](student, teacher)
-
-
-def _activation_kinds(term: FeatureTerm) -> list[str]:
-    return [QKV_STATES[name] for name in term.options["relations"]] if term.kind == "qkv_relations" else [term.kind]
-
-
-def _attention(term: FeatureTerm, student: Tensor, teacher: Tensor) -> Tensor:
-    """student, teacher: (N, heads, T)."""
-    if term.options["heads"] == "mean":
-        student, teacher = student.mean(1, keepdim=True), teacher.mean(1, keepdim=True)
-    return ATTENTION_LOSSES[term.options["loss"]](student, teacher)
+    def _inputs(self, term: FeatureTerm, pair: int, document_ids: Tensor, loss_mask: Tensor) -> FeatureInputs:
+        project: Any = self.projectors[term.name][pair] if term.name in self.projectors else nn.Identity()  # type: ignore[index]
+        mask = partial(block_causal_mask, document_ids)
+        return FeatureInputs(loss_mask, mask, project, self.student_dims, self.teacher_dims)
 
 
 def _to_float(states: Tensor) -> Tensor:

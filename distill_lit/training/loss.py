@@ -28,10 +28,8 @@ writes has no length before it is written; it counts for its micro-batch's share
 """
 
 import functools
-import logging
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -46,16 +44,22 @@ from distill_lit.losses import (
 from distill_lit.losses.fused_linear import product_dtype
 from distill_lit.losses.lm_head import LMHead, get_lm_head
 from distill_lit.losses.reduction import engine_gap_sums
-from distill_lit.losses.targets import IGNORE_INDEX, CrossTokenizerTarget, TeacherTarget, cut_vocabulary
+from distill_lit.losses.targets import (
+    IGNORE_INDEX,
+    CrossTokenizerTarget,
+    TeacherTarget,
+    check_target,
+    cut_vocabulary,
+)
 from distill_lit.models.activations import Activations, LayersByKind, capture_activations
 from distill_lit.models.document_spans import document_ids_of
 from distill_lit.models.packing_check import last_hidden_state
 from distill_lit.teachers import HiddenStateTeacher, OnlineTeacher, Teacher
-from distill_lit.training.feature_alignment import FeatureAlignment
+from distill_lit.training.feature_alignment import FeatureAlignment, align_features, check_can_align_later
+from distill_lit.training.input_checks import check_batch, check_teacher, lm_head_rows
 from distill_lit.training.target_cache import TargetCache, TeacherAnswer
 from distill_lit.utils.exceptions import UserError
 
-log = logging.getLogger(__name__)
 Batch = Mapping[str, Tensor]
 
 
@@ -96,11 +100,12 @@ class DistillationLoss(nn.Module):
             loss: of `distill_lit.losses`, or a weighted sum of them.
             teacher: a causal language model, or a `Teacher`; None for losses on labels alone.
             vocab_size: real tokens, which both share; None: all rows of the teacher's lm_head, or of the student's.
-            feature_alignment: for hidden-state terms, from `build_feature_alignment`.
+            feature_alignment: for hidden-state terms, from `align_features`; None: made at the first batch, where nothing
+                of it is trained or measured.
             settings: chunk size and number format of the fused lm_head.
         """
         super().__init__()
-        _check_is_no_name("teacher", teacher)
+        check_teacher(teacher)
         self.objective = as_objective(loss)
         if isinstance(teacher, nn.Module):
             vocab_size = vocab_size or lm_head_rows(teacher)
@@ -116,8 +121,8 @@ class DistillationLoss(nn.Module):
         for feature_term in self.objective.feature_terms:
             if not isinstance(teacher, HiddenStateTeacher):
                 raise UserError(f"{feature_term.key}: it compares hidden states, which this teacher does not give")
-            if feature_alignment is None:
-                raise UserError(f"{feature_term.key}: it needs feature_alignment=, from build_feature_alignment")
+        if feature_alignment is None:
+            check_can_align_later(self.objective, teacher)
         if feature_alignment is not None and not self.objective.feature_terms:
             raise UserError("feature_alignment: no term of the loss compares hidden states")
 
@@ -127,7 +132,7 @@ class DistillationLoss(nn.Module):
         batch: Batch,
         progress: float = 0.0,
         *,
-        denominator: Tensor | None = None,
+        denominator: Tensor | float | None = None,
         compute_metrics: bool = False,
         with_teacher: bool = True,
         target_cache: TargetCache | None = None,
@@ -141,8 +146,8 @@ class DistillationLoss(nn.Module):
                 that the student wrote, for losses that ask; `engine_logprobs`, (B, T), what has written them said of them,
                 NaN elsewhere.
             progress: share of the training that is done, for scheduled weights and temperatures.
-            denominator: scalar, supervised tokens of the optimizer step; None: `step_tokens` of the batch where it has
-                them, else the supervised tokens of this batch.
+            denominator: supervised tokens of the optimizer step, as `num_items_in_batch` of transformers; None:
+                `step_tokens` of the batch where it has them, else the supervised tokens of this batch.
             compute_metrics: whether entropies, agreement and the like are measured too.
             with_teacher: False: it is not asked, for an objective that does not need it.
             target_cache: what the teacher has said of batches that are read again; None: it is asked.
@@ -154,6 +159,9 @@ class DistillationLoss(nn.Module):
         loss_mask = targets != IGNORE_INDEX
         if denominator is None:
             denominator = batch["step_tokens"] if "step_tokens" in batch else loss_mask.sum()
+        denominator = torch.as_tensor(denominator, device=loss_mask.device)
+        if self.feature_alignment is None:
+            self.feature_alignment = align_features(self.objective, student, self.teacher)
         student_layers, teacher_layers = self._captured_layers()
         with capture_activations(student, student_layers) as student_states:
             hidden = last_hidden_state(student, dict(batch), student_states)[:, :-1][loss_mask]
@@ -175,7 +183,7 @@ class DistillationLoss(nn.Module):
                 self.objective,
                 hidden.to(dtype),
                 lm_head,
-                target and cut_vocabulary(target, lm_head.vocab_size),
+                None if target is None else cut_vocabulary(target, lm_head.vocab_size),
                 labels,
                 denominator=denominator,
                 on_policy_mask=batch["on_policy_mask"][:, 1:][loss_mask] if "on_policy_mask" in batch else None,
@@ -207,10 +215,13 @@ class DistillationLoss(nn.Module):
         self._teacher_device = device
 
     def _ask_teacher(self, teacher: Teacher, batch: Batch, loss_mask: Tensor, layers: LayersByKind) -> TeacherAnswer:
-        if not (isinstance(teacher, HiddenStateTeacher) and layers):
-            return teacher.target(dict(batch), loss_mask), {}
-        with teacher.activations(dict(batch), layers) as states:
-            return teacher.target(dict(batch), loss_mask), states
+        watched: AbstractContextManager[Activations] = nullcontext({})
+        if isinstance(teacher, HiddenStateTeacher) and layers:
+            watched = teacher.activations(dict(batch), layers)
+        with watched as states:
+            target = teacher.target(dict(batch), loss_mask)
+        check_target(target, int(loss_mask.sum()))
+        return target, states
 
     def _vocab_size_of(self, student: Any) -> int:
         rows = lm_head_rows(student)
@@ -240,60 +251,3 @@ def _engine_gap(
     written = ~engine_logprobs.isnan()
     logprobs = label_logprobs_from_hidden(hidden[written], lm_head, labels[written], chunk_size)
     return engine_gap_sums(logprobs, engine_logprobs[written])
-
-
-def lm_head_rows(model: Any) -> int:
-    """Rows of a causal language model's lm_head. Raises UserError for a model without one."""
-    return get_lm_head(model).vocab_size
-
-
-def shared_vocab_size(student: Any, teacher: Any) -> int:
-    """Rows of the smaller lm_head: some models pad theirs. teacher: a model, a `Teacher`, or None. Raises UserError where
-    it is the student itself."""
-    _check_is_no_name("student", student)
-    _check_is_no_name("teacher", teacher)
-    if teacher is student:
-        raise UserError("teacher: it is the student itself; load the model twice")
-    rows = [lm_head_rows(model) for model in (student, teacher) if isinstance(model, nn.Module)]
-    if not isinstance(teacher, nn.Module) and getattr(teacher, "vocab_size", None) is not None:
-        rows.append(teacher.vocab_size)
-    if len(set(rows)) > 1:
-        log.warning(
-            "the lm_heads have %s rows; the first %d tokens are compared, one tokenizer is assumed", rows, min(rows)
-        )
-    return min(rows)
-
-
-def _check_is_no_name(role: str, model: Any) -> None:
-    if isinstance(model, str | Path):
-        raise UserError(f"{role}: {str(model)!r} is a name; give a model, as of AutoModelForCausalLM.from_pretrained")
-
-
-def check_batch(batch: Any) -> None:
-    """Raises UserError for what is no batch of a language model: the message says what to do."""
-    if not isinstance(batch, Mapping):
-        raise UserError(
-            f"batch: the loader gives {type(batch).__name__}, and a dict with input_ids and labels is needed, as "
-            "transformers' DataCollatorForLanguageModeling(tokenizer, mlm=False) makes it"
-        )
-    for name in ("input_ids", "labels"):
-        if name not in batch:
-            raise UserError(
-                f"batch: it has {', '.join(batch) or 'nothing'} and no {name}; transformers' "
-                "DataCollatorForLanguageModeling(tokenizer, mlm=False) adds labels"
-            )
-    for name in ("input_ids", "labels"):
-        if not isinstance(batch[name], Tensor) or batch[name].dtype not in (torch.int32, torch.int64):
-            kind = batch[name].dtype if isinstance(batch[name], Tensor) else type(batch[name]).__name__
-            raise UserError(f"batch: {name} are {kind}, and a tensor of token numbers (int64) is needed")
-    ids, labels = batch["input_ids"], batch["labels"]
-    if ids.ndim != 2 or labels.shape != ids.shape:
-        raise UserError(
-            f"batch: input_ids {tuple(ids.shape)} and labels {tuple(labels.shape)} are to be (rows, tokens) both; labels "
-            "are not shifted"
-        )
-    if not ids.numel():
-        raise UserError(f"batch: input_ids {tuple(ids.shape)} hold no token")
-    mask = batch.get("attention_mask")
-    if isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape != ids.shape:
-        raise UserError(f"batch: attention_mask {tuple(mask.shape)} is to be as input_ids, {tuple(ids.shape)}")

@@ -9,7 +9,7 @@ text.
 
 import time
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,42 +21,50 @@ from distill_lit.config import OnPolicyConfig
 from distill_lit.config.on_policy import ADAPTIVE
 from distill_lit.generation.sampling import GeneratedSequence, SamplingParams, generate_batch
 from distill_lit.generation.vllm_engine import VLLMEngine
-from distill_lit.losses.targets import IGNORE_INDEX
 from distill_lit.models.packed_forward import PackedBatch
+from distill_lit.training.on_policy_batches import (
+    ENGINE_LOGPROBS,
+    as_packed,
+    build_batch,
+    sample_prompts,
+    unknown_logprobs,
+)
 from distill_lit.utils.distributed.ranks import all_gather_object, get_rank, get_world_size
+from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.seeding import derive_seed
 from distill_lit.utils.text_statistics import TextSums, add_sums, sum_texts
 
 ADAPTIVE_FRACTION_STEP = 0.1  # of the adaptive share, each time validation gets worse
 # what is logged of student text, besides its time
 ON_POLICY_METRICS = ("length", "finished", "distinct_1", "distinct_2", "repetition", "replayed")
-ENGINE_LOGPROBS = "engine_logprobs"  # (B, T) of a batch: what wrote it said of its tokens; NaN where nobody has said it
-
-
-class TokenizedPrompt(NamedTuple):
-    """The beginning of a document. corpus_id: which corpus it is of, 0 where the batch does not say; last_column: where it
-    ends in its packed row."""
-
-    token_ids: list[int]
-    corpus_id: int
-    last_column: int
 
 
 class OnPolicyGenerator:
-    """Turns batches of the corpora into batches of student text. Its state is what a checkpoint must hold."""
+    """Turns batches of the corpora into batches of student text. Its state is what a checkpoint must hold.
+
+    Example:
+        >>> config = OnPolicyConfig(fraction=0.5, max_new_tokens=64)
+        >>> generator = OnPolicyGenerator(config, [tokenizer.eos_token_id], len(tokenizer))
+        >>> Distiller(student, teacher, loss=losses.ReverseKL(), on_policy_generator=generator)
+    """
 
     def __init__(
         self,
         config: OnPolicyConfig,
         eos_token_ids: list[int],
         vocab_size: int,
-        teacher_model: Any,
-        seed: int,
-        max_steps: int,
+        teacher_model: Any = None,
+        seed: int = 0,
+        max_steps: int = 0,
         engine: VLLMEngine | None = None,
     ) -> None:
         """`eos_token_ids`: tokens that end a text; `vocab_size`: real tokens; `teacher_model`: the model, for
-        `teacher_mix_fraction`; `max_steps`: of the whole training; `engine`: what writes in the student's place."""
+        `teacher_mix_fraction`; `max_steps`: of the whole training, for a replay buffer; `engine`: what writes in the
+        student's place. Raises UserError where the config needs one of these that is missing."""
+        if config.teacher_mix_fraction and teacher_model is None:
+            raise UserError("on_policy.teacher_mix_fraction: the teacher takes part in writing; give teacher_model=")
+        if config.replay_buffer_size and max_steps < 1:
+            raise UserError("on_policy.replay_buffer_size: replay fades over the training; give max_steps=, its steps")
         self.config, self.eos_token_ids, self.vocab_size, self.teacher_model = (
             config,
             eos_token_ids,
@@ -76,6 +84,9 @@ class OnPolicyGenerator:
     ) -> PackedBatch:
         """The batch, or one that the student has written in its place, with the student's tokens in `on_policy_mask`.
 
+        batch: packed rows, or any batch of transformers; of these a written one comes as packed rows of one document each,
+        `max_new_tokens` longer.
+
         micro_batches: of the whole optimizer step, over all ranks. How many tokens the others will have is not known yet,
         so text of the student counts for its share of the step. For `step` and `part` see `maybe_generate`.
         """
@@ -83,7 +94,7 @@ class OnPolicyGenerator:
         new_batch, metrics = generated or (self.mark_corpus_text(batch), {})
         if generated is not None:
             new_batch["step_tokens"] = new_batch["step_tokens"] * micro_batches
-        new_batch.setdefault(ENGINE_LOGPROBS, _unknown_logprobs(new_batch))  # all ranks measure the same
+        new_batch.setdefault(ENGINE_LOGPROBS, unknown_logprobs(new_batch))  # all ranks measure the same
         self.update_metrics(metrics, new_batch["input_ids"].device)
         return new_batch
 
@@ -109,8 +120,8 @@ class OnPolicyGenerator:
             # what wrote it had other weights than the student has now
             names = [name for name in kept if name != ENGINE_LOGPROBS]
             return {name: kept[name].to(batch["input_ids"].device) for name in names}, {"replayed": 1.0}
-        start = time.perf_counter()
-        prompts = _sample_prompts(batch, self.config, draw)
+        start, batch = time.perf_counter(), as_packed(batch, self.config.max_new_tokens)
+        prompts = sample_prompts(batch, self.config, draw)
         if not prompts:
             return None
         written = self._write(
@@ -120,7 +131,7 @@ class OnPolicyGenerator:
             step,
             batch["input_ids"].shape[1],
         )
-        fresh = _build_batch(prompts, written, batch)
+        fresh = build_batch(prompts, written, batch)
         if self.config.replay_buffer_size:
             self._replay_buffer = [
                 *self._replay_buffer,
@@ -199,69 +210,6 @@ class OnPolicyGenerator:
             return generate_batch(student, prompts, self.eos_token_ids, sampling, seed, extra, self.vocab_size)
         finally:
             student.train(was_training)
-
-
-def _sample_prompts(batch: PackedBatch, config: OnPolicyConfig, rng: np.random.Generator) -> dict[int, TokenizedPrompt]:
-    """{row: its prompt, the beginning of one of its documents}, without rows whose document has no response, or one that
-    begins too late to leave room for a text."""
-    ids, documents, labels = (batch[name].cpu().numpy() for name in ("input_ids", "document_ids", "labels"))
-    max_prompt_length = ids.shape[1] - config.max_new_tokens
-    prompts = {}
-    for row in range(len(ids)):
-        number = int(rng.integers(1, max(1, int(documents[row].max())) + 1))
-        columns = np.flatnonzero(documents[row] == number)
-        response_positions = np.flatnonzero(labels[row, columns] != IGNORE_INDEX)
-        if (
-            len(response_positions) and response_positions[0] <= 1
-        ):  # plain text: only the first token of a document is never supervised
-            count = max(1, min(round(config.prompt_fraction * len(columns)), max_prompt_length))
-        elif len(response_positions) and response_positions[0] <= max_prompt_length:
-            count = int(response_positions[0])
-        else:
-            continue
-        corpus_id = int(batch["corpus_ids"][row, columns[0]]) if "corpus_ids" in batch else 0
-        prompts[row] = TokenizedPrompt(ids[row, columns][:count].tolist(), corpus_id, int(columns[count - 1]))
-    return prompts
-
-
-def _build_batch(
-    prompts: dict[int, TokenizedPrompt], sequences: list[GeneratedSequence], template_batch: PackedBatch
-) -> PackedBatch:
-    """The batch with rows of prompt and text in the place of those that had a prompt. `prompt_rows`, `prompt_ends`, (B,)
-    int64, say which packed row a prompt is of and in which column it ends; -1 in rows that stay as they are."""
-    rows, device = list(prompts), template_batch["input_ids"].device
-    generated_batch = {name: value.to("cpu", copy=True) for name, value in template_batch.items()}
-    on_policy_mask = torch.zeros_like(generated_batch["input_ids"], dtype=torch.bool)
-    for name, empty in (("input_ids", 0), ("document_ids", 0), ("position_ids", 0), ("labels", IGNORE_INDEX), ("rows", -1)):
-        generated_batch[name][rows] = empty
-    no_prompt = torch.full_like(generated_batch["rows"], -1)
-    generated_batch |= {"prompt_rows": no_prompt, "prompt_ends": no_prompt.clone()}
-    logprobs = _unknown_logprobs(generated_batch)
-    for row, text in zip(rows, sequences, strict=True):
-        prompt = prompts[row].token_ids
-        generated_batch["prompt_rows"][row] = template_batch["rows"][row]
-        generated_batch["prompt_ends"][row] = prompts[row].last_column
-        token_ids = torch.tensor([*prompt, *text.token_ids][: on_policy_mask.shape[1]])
-        generated_batch["input_ids"][row, : len(token_ids)] = token_ids
-        generated_batch["document_ids"][row, : len(token_ids)] = 1
-        generated_batch["position_ids"][row, : len(token_ids)] = torch.arange(len(token_ids))
-        on_policy_mask[row, len(prompt) : len(token_ids)] = True
-        logprobs[row, len(prompt) : len(token_ids)] = torch.tensor(
-            text.logprobs[: len(token_ids) - len(prompt)], dtype=torch.float32
-        )
-        if "corpus_ids" in generated_batch:
-            generated_batch["corpus_ids"][row] = prompts[row].corpus_id
-    generated_batch["labels"][on_policy_mask] = generated_batch["input_ids"][on_policy_mask]
-    generated_batch |= {
-        "on_policy_mask": on_policy_mask,
-        ENGINE_LOGPROBS: logprobs,
-        "step_tokens": (generated_batch["labels"][:, 1:] != IGNORE_INDEX).sum(),
-    }
-    return {name: value.to(device) for name, value in generated_batch.items()}
-
-
-def _unknown_logprobs(batch: Mapping[str, Tensor]) -> Tensor:
-    return torch.full_like(batch["input_ids"], torch.nan, dtype=torch.float32)
 
 
 class _TeacherMix(LogitsProcessor):  # type: ignore[misc]

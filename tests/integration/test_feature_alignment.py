@@ -303,10 +303,10 @@ def test_a_run_cut_off_ends_with_the_same_projectors(tmp_path: Path, teacher: Pa
 
 
 def test_terms_on_inner_states_and_a_matching_come_together(teacher: Path, prepared: data.PreparedData) -> None:
-    distiller, _ = build(teacher, prepared, {"ce": TermConfig()})
-    with pytest.raises(UserError, match="feature_alignment"):
-        DistillationLoss(build_objective(HIDDEN), distiller.loss.teacher, VOCABULARY)
     other, _ = build(teacher, prepared, HIDDEN)
+    projected = build_objective({"hidden_states": TermConfig(options={"projector": True})})
+    with pytest.raises(UserError, match="options.projector: it is trained.* feature_alignment="):
+        DistillationLoss(projected, other.loss.teacher, VOCABULARY)
     with pytest.raises(UserError, match="no term of the loss compares hidden states"):
         DistillationLoss(build_objective({"ce": TermConfig()}), None, VOCABULARY, other.loss.feature_alignment)
 

@@ -328,14 +328,14 @@ def same_rows(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def slow_writing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of two ranks the second finds no prompt."""
-    real, find = on_policy.generate_batch, on_policy._sample_prompts
+    real, find = on_policy.generate_batch, on_policy.sample_prompts
 
     def slowly(*arguments: object) -> object:
         time.sleep(0.4)
         return real(*arguments)
 
     monkeypatch.setattr(on_policy, "generate_batch", slowly)
-    monkeypatch.setattr(on_policy, "_sample_prompts", lambda *arguments: {} if get_rank() else find(*arguments))
+    monkeypatch.setattr(on_policy, "sample_prompts", lambda *arguments: {} if get_rank() else find(*arguments))
 
 
 @pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.slow)])

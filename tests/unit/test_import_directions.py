@@ -29,8 +29,8 @@ ALLOWED: dict[str, set[str]] = {
                    "report", "teachers", "training", "utils"},
     "cli": {"assets", "config", "evaluation", "experiment", "generation", "losses", "models", "profiling", "report",
             "teachers", "training", "utils"},
-    "distill_lit": {"analysis", "cli", "data", "evaluation", "experiment", "losses", "models", "teachers", "training",
-                    "utils"},  # the public API, imported lazily
+    "distill_lit": {"analysis", "cli", "data", "evaluation", "experiment", "generation", "losses", "models", "teachers",
+                    "training", "utils"},  # the public API, imported lazily
 }  # fmt: skip
 
 

@@ -9,8 +9,9 @@ from helpers.tiny_architectures import FAMILIES, make_family
 from torch import Tensor
 from torch.nn import functional
 
+from distill_lit import losses
 from distill_lit.config import StudentConfig, TeacherConfig, TermConfig, WidthConfig
-from distill_lit.losses import FEATURE_LOSSES, build_objective
+from distill_lit.losses import FEATURE_LOSSES, NumberOption, as_objective, build_objective
 from distill_lit.losses import hidden_states as r
 from distill_lit.losses.layer_mapping import cka_layer_pairs, fixed_layer_pairs, linear_cka
 from distill_lit.losses.objective import FeatureTerm
@@ -313,6 +314,31 @@ def test_terms_that_fit_are_taken() -> None:
         "qkv_relations": TermConfig(),
     }
     check_feature_dimensions(build_objective(terms), student, teacher)
+
+
+def test_an_entry_of_the_registry_is_all_that_a_loss_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twice the mean absolute difference of the values of both last layers, by hand at two predicted tokens."""
+    spec = r.FeatureLossSpec(
+        "Values of mapped layers: mean absolute difference.",
+        {"layers": (r.LayerMappingOption(), "last"), "factor": (NumberOption(0), 1.0)},
+        lambda _: ("values",),
+        lambda student, teacher, options, inputs: (
+            options["factor"] * inputs.at_predictions((student - teacher).abs().mean(-1))
+        ),
+    )
+    monkeypatch.setitem(FEATURE_LOSSES, "value_l1", spec)
+    objective = as_objective(losses.Loss("value_l1", factor=2.0))
+    check_features(objective, "online")
+    with pytest.raises(UserError, match="value_l1 compares inner states, which teacher.source none does not show"):
+        check_features(objective, "none")
+    model = make_family("llama")
+    alignment = build_feature_alignment(objective, model, model.config, model, [], 0)
+    assert alignment.captured_layers == ({"values": {3}}, {"values": {3}})
+    student, teacher = random(1, 3, 16), random(1, 3, 16)
+    documents, mask = torch.ones(1, 3, dtype=torch.long), torch.tensor([[True, True]])
+    found = alignment({("values", 3): student}, {("values", 3): teacher}, documents, mask)
+    expected = 2 * sum((student[0, i] - teacher[0, i]).abs().sum() / 16 for i in range(2))
+    torch.testing.assert_close(found, expected[None])
 
 
 def test_without_such_terms_there_is_nothing_to_match() -> None:

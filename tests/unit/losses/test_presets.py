@@ -1,5 +1,7 @@
 """Presets: what they resolve to, and that they are the losses of those they are named after, in float64."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -7,11 +9,12 @@ from helpers import ROOT, reference_libraries
 from torch import Tensor
 from torch.nn import functional as F
 
+from distill_lit import losses
 from distill_lit.config import ExperimentConfig, ObjectiveConfig, TermConfig, load_experiment, to_dict
 from distill_lit.experiment.grid import expand_points, resolve_objective
 from distill_lit.experiment.plan import plan_runs
 from distill_lit.experiment.validation import check_experiment
-from distill_lit.losses import PRESETS, build_objective, distillation_loss
+from distill_lit.losses import PRESETS, build_objective, distillation_loss, resolve_preset
 from distill_lit.utils.exceptions import UserError
 
 IGNORED = -100
@@ -146,9 +149,41 @@ def test_a_preset_is_spelled_out() -> None:
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_builds(preset: str) -> None:
     config = resolve_objective(ObjectiveConfig(preset=preset))
-    assert build_objective(config.terms, config.temperature_scaling).scales_by_temperature == (
-        PRESETS[preset].temperature_scaling == "hinton"
-    )
+    built = build_objective(config.terms, config.temperature_scaling)
+    assert built.scales_by_temperature == (PRESETS[preset].temperature_scaling == "hinton")
+    assert losses.preset(preset) == built
+    assert build_objective(*resolve_preset(preset, {}, "auto")) == built
+
+
+def test_presets_are_added_to_other_losses() -> None:
+    """GKD's convention has no T², and no temperature to which that would matter."""
+    loss = 0.5 * losses.preset("gkd") + 0.5 * losses.CrossEntropy()
+    assert loss.weights(0.0) == {"jsd": 0.5, "ce": 0.5}
+    assert (loss + losses.ForwardKL(temperature=3.0)).weights(0.0)["forward_kl"] == 9
+    softened = losses.ForwardKL(temperature=3.0).with_temperature_scaling("none")
+    assert softened.weights(0.0) == {"forward_kl": 1}
+    assert softened.with_temperature_scaling("hinton").weights(0.0) == {"forward_kl": 9}
+    with pytest.raises(UserError, match="cannot be added; give one of them .with_temperature_scaling"):
+        softened + losses.ReverseKL(temperature=2.0)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: losses.preset("gdk"), "losses.preset: unknown value 'gdk'; did you mean 'gkd'"),
+        (
+            lambda: losses.ForwardKL().with_temperature_scaling("non"),
+            "unknown temperature scaling 'non'; did you mean 'none'",
+        ),
+        (
+            lambda: build_objective({"ce": {"weights": 2}}),
+            "objective.terms.ce: unknown field 'weights'; did you mean 'weight'",
+        ),
+    ],
+)
+def test_errors_of_presets_in_python(make: Any, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        make()
 
 
 def test_terms_change_single_fields_of_a_preset() -> None:

@@ -1,5 +1,6 @@
 """Losses as objects, weighted sums, schedules, and losses of one's own under the laws of ours."""
 
+import inspect
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -11,8 +12,16 @@ from torch import Tensor
 
 from distill_lit import losses
 from distill_lit.config import TermConfig
-from distill_lit.losses import FEATURE_LOSSES, LOGIT_LOSSES, build_objective, distillation_loss
+from distill_lit.losses import (
+    FEATURE_LOSSES,
+    LOGIT_LOSSES,
+    build_objective,
+    check_teacher_supports_objective,
+    distillation_loss,
+)
+from distill_lit.losses.hidden_states import FeatureLossSpec
 from distill_lit.losses.reduction import TokenLogits, apply_temperature, compute_metric_sums, engine_gap_sums
+from distill_lit.losses.targets import TopKTarget
 from distill_lit.utils.exceptions import UserError
 
 CLASSES = [
@@ -48,6 +57,21 @@ def test_every_entry_of_the_registry_is_an_object_and_what_a_config_builds() -> 
     assert [term.kind for term in terms] == [*LOGIT_LOSSES, *FEATURE_LOSSES]
     for term in terms:
         assert losses.as_objective(term) == build_objective({term.kind: TermConfig()})
+
+
+@pytest.mark.parametrize("make", CLASSES)
+def test_a_constructor_has_the_options_and_defaults_of_its_entry(make: Any) -> None:
+    """And a temperature where the loss has one: what is written twice stays one thing."""
+    spec = make().loss_spec
+    if isinstance(spec, FeatureLossSpec):
+        expected = spec.defaults
+    else:
+        parameters = inspect.signature(spec.function).parameters
+        expected = {name: parameters[name].default for name in spec.options}
+        expected |= {"temperature": 1.0} if spec.softenable_forms else {}
+    common = {"weight": 1.0, "name": ""}
+    found = {name: parameter.default for name, parameter in inspect.signature(make).parameters.items()}
+    assert found == {**expected, **common}
 
 
 def test_every_entry_of_the_registry_is_found_by_its_name() -> None:
@@ -165,8 +189,8 @@ def test_what_breaks_a_law_is_refused_and_not_registered(function: Any, words: s
 
 
 def test_a_name_of_ours_is_taken_and_ones_own_can_be_defined_again() -> None:
-    with pytest.raises(UserError, match=r"losses.register\('forward_kl'\): a loss of this name is part of the package"):
-        losses.register("forward_kl")
+    with pytest.raises(UserError, match=r"losses.register\('forward_kl'\): what has this name is part of distill_lit"):
+        losses.register("forward_kl")(lambda log_q, log_p: (log_p - log_q).square().sum(-1))
     for factor in (1.0, 2.0):
         losses.register("again")(lambda log_q, log_p, factor=factor: factor * (log_p - log_q).square().sum(-1))
     assert LOGIT_LOSSES["again"].function.__defaults__ == (2.0,)
@@ -179,12 +203,66 @@ def test_a_name_of_ours_is_taken_and_ones_own_can_be_defined_again() -> None:
         ("mine", 5, "5 is no Python function"),
         ("", lambda log_q: log_q.sum(-1), "it needs a name"),
         (lambda log_q: log_q.sum(-1), None, "it needs a name"),
-        ("hidden_states", lambda log_q: log_q.sum(-1), "a loss of this name is part of the package"),
+        ("hidden_states", lambda log_q: log_q.sum(-1), "what has this name is part of distill_lit"),
+        ("mine", lambda log_q, k=None: log_q.sum(-1), r"k is None by default.*options=\{'k': losses.NumberOption"),
+        ("mine", lambda log_q, powers=(1, 2): log_q.sum(-1), r"powers is \(1, 2\) by default"),
     ],
 )
 def test_what_cannot_be_registered_is_said(name: Any, function: Any, words: str) -> None:
     with pytest.raises(UserError, match=words):
         losses.register(name)(function)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "function", "words"),
+    [
+        ({"options": {"powr": losses.BoolOption()}}, lambda log_q, power=1.0: log_q.sum(-1), "did you mean 'power'"),
+        ({"target_forms": ("topk",)}, lambda log_q, teacher: log_q.sum(-1), "unknown value 'topk'; did you mean 'top_k'"),
+        ({"target_forms": ("top_k",)}, lambda log_q, log_p: log_q.sum(-1), "is read by an argument called teacher"),
+        (
+            {"target_forms": ("top_k",)},
+            lambda log_q, teacher: (teacher.logprobs.exp() * teacher.logprobs).sum(-1) + log_q[:, 0],
+            "of a top_k teacher: nan for a token",
+        ),
+    ],
+)
+def test_options_and_forms_are_checked(arguments: dict, function: Any, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        losses.register("mine", **arguments)(function)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_loss_that_is_not_a_number_is_one_line_and_no_warning() -> None:
+    with pytest.raises(UserError, match="nan for a token"):
+        losses.register("mine")(lambda log_q, log_p: (log_q - log_q).log().sum(-1) * 0)
+
+
+def test_an_option_may_have_any_default_that_a_check_knows() -> None:
+    """None stays None, 3 an integer; a loss without documentation has nothing about it."""
+    options = {"k": losses.NumberOption(1, is_integer=True)}
+    losses.register("first_k", options=options)(lambda log_q, labels, k=None: -log_q[:, :k].sum(-1))
+    assert losses.Loss("first_k", k=3).options == {"k": 3}
+    assert type(losses.Loss("first_k", k=3).options["k"]) is int
+    assert losses.Loss("first_k", k=None).options == {}
+    assert LOGIT_LOSSES["first_k"].about == ""
+
+
+def test_a_loss_of_ones_own_learns_from_a_few_tokens() -> None:
+    """½ Σ |q − p| over the two best tokens of the teacher by hand, from whole logits and from a cache."""
+
+    @losses.register("top_k_variation", target_forms=("dense", "top_k"))
+    def top_k_variation(log_q: Tensor, teacher: Any, k: int = 16) -> Tensor:
+        best_q, best_p = losses.top_k_logprobs(log_q, teacher, k)
+        return 0.5 * (best_q.exp() - best_p.exp()).abs().sum(-1)
+
+    q, p = torch.tensor([[0.2, 0.2, 0.6]]).log(), torch.tensor([[0.5, 0.3, 0.2]]).log()
+    labels, objective = torch.tensor([0]), losses.as_objective(losses.Loss("top_k_variation", k=2))
+    for teacher in (p, TopKTarget(torch.tensor([[0, 1]]), p[:, :2], p[:, 0])):
+        found = distillation_loss(objective, q, teacher, labels, denominator=1).total
+        assert float(found) == pytest.approx((0.3 + 0.1) / 2)
+    check_teacher_supports_objective(objective, "top_k", "this cache")
+    with pytest.raises(UserError, match="needs a teacher that is dense or top_k, and this cache is sampled"):
+        check_teacher_supports_objective(objective, "sampled", "this cache")
 
 
 def test_an_unknown_loss_is_not_checked() -> None:
