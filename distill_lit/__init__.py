@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from distill_lit import losses
-    from distill_lit.analysis.results import load_results
+    from distill_lit.analysis.results import Results, load_results
     from distill_lit.data.datamodule import PackedDataModule
     from distill_lit.evaluation.evaluator import evaluate
     from distill_lit.evaluation.prefix_tree_lm import PrefixTreeLM
@@ -44,6 +44,7 @@ __all__ = [
     "OnlineTeacher",
     "PackedDataModule",
     "PrefixTreeLM",
+    "Results",
     "TeacherCacheFormat",
     "UserError",
     "align_features",
@@ -71,6 +72,7 @@ _LAZY_IMPORTS = {
     "OnlineTeacher": "teachers",
     "PackedDataModule": "data.datamodule",
     "PrefixTreeLM": "evaluation.prefix_tree_lm",
+    "Results": "analysis.results",
     "TeacherCacheFormat": "teachers",
     "UserError": "utils.exceptions",
     "align_features": "training.feature_alignment",

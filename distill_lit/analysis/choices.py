@@ -14,6 +14,7 @@ from scipy.optimize import minimize_scalar
 
 from distill_lit.analysis.array_types import FloatArray
 from distill_lit.analysis.derived_columns import padded
+from distill_lit.analysis.results import require_columns
 from distill_lit.analysis.scores import Scores
 
 MAX_LOG_TEMPERATURE = 6.0
@@ -82,6 +83,7 @@ class ChoiceLogits:
 def choice_logits(scores: Scores, model: str) -> ChoiceLogits:
     """Of a model, on all documents of the experiment."""
     rows, documents = scores.results.records[model], scores.results.documents
+    require_columns(rows, ("ll", "len_chars"), "probabilities of choices")
     by_char = {panel.task: panel.metric == "acc_norm" for panel in scores.responses.tasks}
     tasks = np.array(documents.index.get_level_values("task"), object)
     has_answer = [isinstance(ll, (list, np.ndarray)) for ll in rows["ll"]]

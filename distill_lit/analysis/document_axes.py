@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from distill_lit.analysis.array_types import FloatArray
-from distill_lit.analysis.results import Results
+from distill_lit.analysis.results import Results, require_columns
 
 FUNCTION_WORDS = frozenset(
     """a about after all also an and any are as at be been before but by can could did do does
@@ -97,6 +97,7 @@ DOCUMENT_AXES = (
 def axis_values(results: Results) -> pd.DataFrame:
     """Value of each of DOCUMENT_AXES for every document, indexed like `results.documents`; NaN where there is none."""
     documents = results.documents
+    require_columns(documents, ("prompt", "choices", "gold", "n_choices"), "the long tail")
     questions = _questions(results)
     gold = pd.to_numeric(documents["gold"], errors="coerce").astype(float)
     answers = [_gold(c, g) for c, g in zip(documents["choices"], gold, strict=True)]

@@ -11,6 +11,7 @@ from distill_lit.analysis.scores import Scores
 from distill_lit.analysis.significance import sign_flip_p
 
 FLIP_COLUMNS = ["teacher_correct", "student_correct", "teacher_choice", "student_choice", "flip", "cluster"]
+UNKNOWN_CHOICE = -1
 MODAL_SEEDS = 3  # from which a flip of the modal prediction counts as lost in distillation
 
 
@@ -37,8 +38,8 @@ def modal_answers(task: TaskResponses, model_columns: list[int]) -> Answers:
 def document_flips(scores: Scores, group_index: int) -> pd.DataFrame:
     """One row per document that teacher and group answered correctly or wrongly, indexed by (task, key).
 
-    Columns: teacher_correct, student_correct (bool), teacher_choice, student_choice, flip (lost, gained, both right, both
-    wrong), cluster (passage).
+    Columns: teacher_correct, student_correct (bool), teacher_choice, student_choice (−1 where choices are not known), flip
+    (lost, gained, both right, both wrong), cluster (passage).
     """
     frames = []
     teacher = scores.teacher
@@ -62,8 +63,8 @@ def document_flips(scores: Scores, group_index: int) -> pd.DataFrame:
                 {
                     "teacher_correct": teacher_right,
                     "student_correct": student_right,
-                    "teacher_choice": one.choice,
-                    "student_choice": two.choice,
+                    "teacher_choice": one.choice if task.has_choices else UNKNOWN_CHOICE,
+                    "student_choice": two.choice if task.has_choices else UNKNOWN_CHOICE,
                     "flip": flip,
                     "cluster": [f"{task.task}:{code}" for code in task.clusters],
                 },
@@ -74,12 +75,14 @@ def document_flips(scores: Scores, group_index: int) -> pd.DataFrame:
 
 
 def flip_counts(flips: pd.DataFrame, by: pd.Series | pd.Index | None = None) -> pd.DataFrame:
-    """Per value of `by` (all documents when None): n, lost, gained, agreement, same_wrong_rate (shares), p (exact
-    sign flips of passages; where documents share none, McNemar's test)."""
+    """Per value of `by` (all documents when None): n, lost, gained, agreement, same_wrong_rate (shares of the documents
+    whose chosen answers are known, else NaN), p (exact sign flips of passages; where documents share none, McNemar's test).
+    """
     numbers, names = pd.factorize(np.full(len(flips), "all") if by is None else np.asarray(by), sort=True)
     teacher_right, student_right = flips["teacher_correct"].to_numpy(bool), flips["student_correct"].to_numpy(bool)
     both_wrong = ~teacher_right & ~student_right
-    same = (flips["teacher_choice"] == flips["student_choice"]).to_numpy()
+    known = (flips["teacher_choice"] != UNKNOWN_CHOICE).to_numpy()
+    same = known & (flips["teacher_choice"] == flips["student_choice"]).to_numpy()
 
     def count(is_counted: NDArray[np.bool_]) -> NDArray[np.integer]:
         return np.bincount(numbers, weights=is_counted, minlength=len(names)).astype(int)
@@ -87,10 +90,13 @@ def flip_counts(flips: pd.DataFrame, by: pd.Series | pd.Index | None = None) -> 
     table = pd.DataFrame({"lost": count((flips["flip"] == "lost").to_numpy()),
                           "gained": count((flips["flip"] == "gained").to_numpy()),
                           "n": np.bincount(numbers, minlength=len(names))}, index=names)  # fmt: skip
-    table["agreement"] = count(same) / table["n"]
-    wrong = count(both_wrong)
-    table["same_wrong_rate"] = count(same & both_wrong) / np.where(wrong > 0, wrong, np.nan)
+    table["agreement"] = _share(count(same), count(known))
+    table["same_wrong_rate"] = _share(count(same & both_wrong), count(known & both_wrong))
     gain, passages = student_right.astype(int) - teacher_right, pd.factorize(flips["cluster"], sort=True)[0]
     inside = [np.flatnonzero(numbers == number) for number in range(len(names))]
     table["p"] = np.array([sign_flip_p(gain[rows], passages[rows]) for rows in inside], float)
     return table
+
+
+def _share(part: NDArray[np.integer], whole: NDArray[np.integer]) -> NDArray[np.floating]:
+    return np.asarray(part / np.where(whole > 0, whole, np.nan))

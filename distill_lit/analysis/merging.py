@@ -9,7 +9,7 @@ import pandas as pd
 
 from distill_lit.analysis.model_groups import REFERENCE_ROLES
 from distill_lit.analysis.results import RUN_TEXT_COLUMNS, Results, align_records
-from distill_lit.utils.exceptions import UserError, suggest
+from distill_lit.utils.exceptions import UserError, check_not_one_text, suggest
 
 EXPERIMENT_AXIS = "grid.experiment"  # the column of a merged runs.csv that says where a model comes from
 ModelNames = Mapping[str, Mapping[str, str]]  # {experiment: {model: its name in the merged results}}
@@ -17,6 +17,7 @@ ModelNames = Mapping[str, Mapping[str, str]]  # {experiment: {model: its name in
 
 def restrict_tasks(results: Results, patterns: list[str]) -> Results:
     """The results on the tasks that a pattern fits. Raises UserError for a pattern that fits none."""
+    check_not_one_text("tasks", patterns)
     for pattern in patterns:
         if not any(fnmatchcase(task, pattern) for task in results.tasks):
             raise UserError(f"task: unknown value {pattern!r}{suggest(pattern, results.tasks)}")

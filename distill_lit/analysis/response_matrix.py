@@ -23,6 +23,7 @@ class TaskResponses:
     chance: FloatArray  # (D,) share of right answers by guessing: 1 / choices, 0 without choices
     correct: FloatArray  # (D, M) 0 or 1 by the task's metric; a number where `is_binary` is false
     choice: NDArray[np.integer]  # (D, M) number of the chosen answer by the same metric
+    has_choices: bool = True  # False where only right and wrong are known: 0 is right, 1 any wrong answer
 
     @property
     def n(self) -> int:
@@ -94,10 +95,8 @@ def _task_panel(results: Results, task: str, models: list[str]) -> TaskResponses
         rows = results.records[model]  # in the order of the documents
         right = pd.to_numeric(rows.get(f"correct{suffix}", rows["correct"])[is_inside], errors="coerce").to_numpy(float)
         correct[:, column] = right
-        pick = pd.to_numeric(rows.get(f"pred{suffix}", rows["pred"])[is_inside], errors="coerce").to_numpy(float)
-        chosen[:, column] = np.where(np.isfinite(pick), pick, np.where(right == 1, 0, 1)).astype(np.int64)
-    choices = pd.to_numeric(documents["n_choices"], errors="coerce").fillna(1).to_numpy(float)
-    single = choices <= 1
+        chosen[:, column] = _choice(rows, suffix, right, is_inside)
+    single = _num_choices(documents) <= 1
     chosen[single] = np.where(np.isnan(correct[single]), -1, 1 - correct[single]).astype(np.int64)
     clusters = documents["cluster"].astype(str).to_numpy()
     return TaskResponses(
@@ -105,7 +104,31 @@ def _task_panel(results: Results, task: str, models: list[str]) -> TaskResponses
         metric=metric,
         index=documents.index,
         clusters=np.unique(clusters, return_inverse=True)[1],
-        chance=np.where(single, 0.0, 1 / np.maximum(choices, 1)),
+        chance=_chance(documents),
         correct=correct,
         choice=chosen,
+        has_choices=all("pred" in results.records[model] for model in models),
     )
+
+
+def _choice(rows: pd.DataFrame, suffix: str, right: FloatArray, is_inside: NDArray[np.bool_]) -> NDArray[np.integer]:
+    """(D,) the chosen answer; where it is not known, 0 for a right and 1 for a wrong one."""
+    pick = np.full(len(right), np.nan)
+    if "pred" in rows:
+        pick = pd.to_numeric(rows.get(f"pred{suffix}", rows["pred"])[is_inside], errors="coerce").to_numpy(float)
+    return np.where(np.isfinite(pick), pick, np.where(right == 1, 0, 1)).astype(np.int64)
+
+
+def _num_choices(documents: pd.DataFrame) -> FloatArray:
+    """(D,) choices; infinitely many where scores of one's own say nothing of them."""
+    if "n_choices" not in documents:
+        return np.full(len(documents), np.inf)
+    return np.asarray(pd.to_numeric(documents["n_choices"], errors="coerce").fillna(1), float)
+
+
+def _chance(documents: pd.DataFrame) -> FloatArray:
+    """(D,) share that guessing gets right: given, or 1 / choices."""
+    if "chance" in documents:
+        return np.asarray(documents["chance"], float)
+    choices = _num_choices(documents)
+    return np.where(choices <= 1, 0.0, 1 / np.maximum(choices, 1))

@@ -30,7 +30,7 @@ RUN_TEXT_COLUMNS = ("model", "role", "student", "validation_data_fingerprint", "
 class Results:
     """Everything the analysis reads. `records` and `settings_by_model` hold only models that finished and left a record."""
 
-    folder: Path
+    folder: Path | None  # None where they were given as a frame
     runs: pd.DataFrame  # one row per planned model; `status` is done, failed or missing
     documents: pd.DataFrame  # one row per (task, key), indexed by them
     records: dict[str, pd.DataFrame]  # model: rows indexed by (task, key), one per document
@@ -45,9 +45,29 @@ class Results:
     read_words: int = 0  # words in that, 0 where they were not counted
     probes: "Results | None" = None  # held-out text, each probe as a task; None without any
 
+    @classmethod
+    def from_frame(cls, frame: pd.DataFrame) -> "Results":
+        """Scores of one's own, by any harness: a row per model and document, of which models answered the same.
+
+        Columns: model, task, document (or key), correct (1 right, 0 wrong, or a graded score, which is in no average); and
+        where they matter chance (share that guessing gets right; default 0), seed (models of several), role (teacher,
+        distilled, ce_only, untrained, external; default: teacher for the model of this name, ce_only for a baseline, else
+        distilled), baseline (of a distilled model, the name of the same student without teacher), pred (number of the
+        chosen answer, for agreement), cluster (passage that documents share). Raises UserError for what cannot be meant.
+
+        Example:
+            >>> scores = compute_scores(Results.from_frame(frame), AnalysisConfig())
+            >>> table, flips = score_frame(scores), document_flips(scores, scores.group_index("kd"))
+        """
+        from distill_lit.analysis.own_scores import results_of_frame
+
+        return results_of_frame(frame)
+
     @cached_property
     def plan(self) -> Mapping[str, Any]:
         """What plan.yaml says, read once; empty where it cannot be read."""
+        if self.folder is None:
+            return {}
         try:
             found = yaml.safe_load((self.folder / "plan.yaml").read_text(encoding="utf-8"))
         except (OSError, ValueError, yaml.YAMLError):
@@ -57,6 +77,8 @@ class Results:
     @cached_property
     def short_grid_values(self) -> dict[str, dict[str, str]]:
         """{grid.KEY: {its value as runs.csv has it: as the tables call it}} of axes whose values are mappings."""
+        if self.folder is None:
+            return {}
         runs = pd.read_csv(self.folder / "runs.csv", dtype=str, keep_default_na=False, na_values=[""])
         found = {name: _short_mappings(runs[name]) for name in runs.columns if name.startswith("grid.")}
         return {name: short for name, short in found.items() if short}
@@ -156,6 +178,13 @@ def _results_of(
     align_records(results)
     _merge(results)
     return results
+
+
+def require_columns(frame: pd.DataFrame, names: tuple[str, ...], what: str) -> None:
+    """Raises UserError where documents or records lack what an analysis needs, as those of `Results.from_frame` do."""
+    absent = [name for name in names if name not in frame]
+    if absent:
+        raise UserError(f"{what}: needs {', '.join(absent)} of each document, which only the folder of an experiment has")
 
 
 def has_different_validation_data(runs: pd.DataFrame) -> bool:

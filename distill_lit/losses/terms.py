@@ -161,7 +161,8 @@ def ContrastiveSkewKL(*, skew: float = 0.1, temperature: Value = 1.0, weight: Va
 
 
 def PolicyGradientReverseKL(*, temperature: Value = 1.0, weight: Value = 1.0, name: str = "") -> Term:
-    """The reverse KL as a reward of a policy gradient, on the student's own text. MiniLLM, 2306.08543."""
+    """The reverse KL as a reward of a policy gradient, on the student's own text: single-step, no return-to-go. MiniLLM,
+    2306.08543."""
     return _logit_term("PolicyGradientReverseKL", "policy_gradient_reverse_kl", name, weight, temperature)
 
 

@@ -46,6 +46,12 @@ def one_line_message(error: BaseException) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
+def check_not_one_text(name: str, texts: object) -> None:
+    """Raises UserError for one text in place of a list of texts: its characters would be taken for them."""
+    if isinstance(texts, (str, bytes)):
+        raise UserError(f"{name}: {texts!r} is one text; give a list, as in [{texts!r}]")
+
+
 def suggest(value: str, choices: Iterable[str]) -> str:
     """`; did you mean 'x'? choose from a, b, c` for the end of an error line."""
     known = sorted(choices)

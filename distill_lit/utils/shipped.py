@@ -1,4 +1,4 @@
-"""Configs and experiments that come with the package: beside it in a checkout, inside it once it is installed."""
+"""Configs, experiments and the table of papers' terms: beside the package in a checkout, inside it once it is installed."""
 
 from pathlib import Path
 
@@ -6,6 +6,6 @@ PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def shipped_folder(kind: str) -> Path:
-    """The folder of `configs` or `experiments`."""
+    """The folder of `configs`, `experiments` or `docs`, of which an installed package has what commands read."""
     installed = PACKAGE / "shipped" / kind
     return installed if installed.is_dir() else PACKAGE.parent / kind

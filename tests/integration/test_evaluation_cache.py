@@ -6,15 +6,16 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from helpers import tiny_models, tiny_tasks
 from helpers.caches import new_cache
 
 from distill_lit.config.evaluation import EvaluationConfig
 from distill_lit.evaluation import cache as store
-from distill_lit.evaluation import evaluator as evaluate
+from distill_lit.evaluation import evaluator
 from distill_lit.evaluation import prefix_tree_lm as harness
-from distill_lit.evaluation.evaluator import EvaluationResult, evaluate_model
+from distill_lit.evaluation.evaluator import EvaluationResult, evaluate, evaluate_model
 from distill_lit.evaluation.generation_settings import GenerationSettings
 from distill_lit.evaluation.task_index import built_in_index
 from distill_lit.evaluation.tasks import resolve_tasks
@@ -49,6 +50,9 @@ class World:
 
     def evaluate(self, *tasks: str, **changes: Any) -> EvaluationResult:
         return evaluate_model(self.model, self.settings(*tasks, **changes), "pypi")
+
+    def evaluate_reference(self, *tasks: str, **changes: Any) -> EvaluationResult:
+        return evaluate(f"file:{self.model}", tasks=list(tasks), include_path=str(self.tasks), **changes)
 
     def entries(self) -> list[Path]:
         return sorted(p for p in (cache_root() / "evaluations").iterdir() if p.is_dir())
@@ -152,18 +156,18 @@ def test_damage_is_noticed_said_and_repaired(world: World, damage: str, capsys: 
 
 
 def test_interrupted_work_leaves_what_is_whole(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    one = evaluate.evaluate_task
+    one = evaluator.evaluate_task
 
     def dying(lm: Any, spec: Any, *rest: Any) -> Any:
         if spec.name == "second":
             raise KeyboardInterrupt
         return one(lm, spec, *rest)
 
-    monkeypatch.setattr(evaluate, "evaluate_task", dying)
+    monkeypatch.setattr(evaluator, "evaluate_task", dying)
     with pytest.raises(KeyboardInterrupt):
         world.evaluate("first", "second")
     assert len(world.entries()) == 1
-    monkeypatch.setattr(evaluate, "evaluate_task", one)
+    monkeypatch.setattr(evaluator, "evaluate_task", one)
     assert world.evaluate("first", "second").cached_tasks == ["first"]
 
 
@@ -205,3 +209,16 @@ def test_progress_is_told_per_task(world: World) -> None:
     for task in ("first", "second"):
         steps = [step for step in told if step[0] == f"evaluate {task}"]
         assert steps[-1][1:3] == (84, 84)  # 24 questions of three and four choices
+
+
+def test_a_reference_finds_what_a_folder_has_stored(world: World) -> None:
+    folder = world.evaluate("first")
+    reference = world.evaluate_reference("first")
+    assert reference.cached_tasks == ["first"] and world.loads == 1
+    pd.testing.assert_frame_equal(reference.records, folder.records)
+
+
+def test_probes_of_a_reference_are_scored_beside_its_tasks(world: World, tmp_path: Path) -> None:
+    (tmp_path / "own.txt").write_text("a passage\n")
+    result = world.evaluate_reference("first", probes={"own": {"path": f"file:{tmp_path}/own.txt"}})
+    assert set(result.scores) == {"first", "own"}

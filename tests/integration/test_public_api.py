@@ -87,6 +87,16 @@ def test_results_are_frames() -> None:
     assert len(frame) == sum(map(len, results.records.values()))
     out = run_example("analyse_results.py", ROOT / "results/quickstart")
     assert "hellaswag" in out
+    for words in ("retention", "lost  gained", "rarity_question"):
+        assert words in out
+
+
+def test_a_file_of_ones_own_scores_is_analysed(tmp_path: Path) -> None:
+    rows = [f"{model},exam,q{i},{int(i >= wrong)}" for model, wrong in (("teacher", 2), ("kd", 5)) for i in range(20)]
+    (tmp_path / "own.csv").write_text("\n".join(["model,task,document,correct", *rows]))
+    out = run_example("analyse_results.py", tmp_path / "own.csv")
+    assert "2 models on exam; 20 documents" in out
+    assert out.splitlines()[-1].split()[:4] == ["kd", "3", "0", "20"]  # lost, gained, documents
 
 
 def test_pruning_alone(tiny_teacher: Path, tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from rich.console import Console
 
 from distill_lit.cli.arguments import CommandParsers, add_command
 from distill_lit.cli.exit_codes import DONE
-from distill_lit.utils.exceptions import UserError
+from distill_lit.cli.paper_terms import paper_terms
+from distill_lit.utils.exceptions import UserError, suggest
 from distill_lit.utils.shipped import shipped_folder
 
 Line = tuple[str, str | Callable[[], str]]  # name, and what is said of it or makes that
@@ -21,10 +22,12 @@ Line = tuple[str, str | Callable[[], str]]  # name, and what is said of it or ma
 
 def add_parser(commands: CommandParsers) -> None:
     """Adds the command."""
-    description = "List what there is to choose from, a line each."
-    parser = add_command(commands, "list", description, "distill-lit list tasks arc --records results/depth_frontier", run)
-    parser.add_argument("what", choices=tuple(_makers()))
-    parser.add_argument("filter", nargs="?", default="", help="only lines whose name holds this")
+    description = "List what there is to choose from, a line each; what papers call it, with its key and file."
+    parser = add_command(commands, "list", description, "distill-lit list terms MiniLLM", run)
+    kinds = f"{', '.join(_makers())}; terms: what papers call it, with the key that asks for it and the file to read"
+    parser.add_argument("what", help=kinds)
+    about_words = "only lines whose name holds these words; of terms the whole line, as in `list terms 2402.03898`"
+    parser.add_argument("words", nargs="*", help=about_words)
     about = "with `tasks`: results folder, of whose tasks chance, the teacher's score and signal to noise are shown"
     parser.add_argument("--records", type=Path, help=about)
 
@@ -39,6 +42,7 @@ def _makers() -> dict[str, Callable[[], Iterable[Line]]]:
         "defaults": _defaults,
         "assets": _assets,
         "fields": _fields,
+        "terms": _terms,
     }
 
 
@@ -46,8 +50,15 @@ def run(options: argparse.Namespace, console: Console) -> int:
     """Prints the lines of one kind."""
     if options.records is not None and options.what != "tasks":
         raise UserError(f"--records goes with `list tasks`, not with `list {options.what}`")
-    lines = _signals(options.records) if options.records is not None else _makers()[options.what]()
-    lines = [(name, about) for name, about in lines if options.filter.lower() in name.lower()]
+    makers, word = _makers(), " ".join(options.words).lower()
+    if options.what not in makers:
+        hint = suggest(options.what, makers)
+        raise UserError(f"list: unknown kind {options.what!r}{hint}; a paper's word: distill-lit list terms {options.what}")
+    lines = list(_signals(options.records) if options.records is not None else makers[options.what]())
+    searched = [f"{name} {about}" if options.what == "terms" else name for name, about in lines]
+    lines = [line for line, text in zip(lines, searched, strict=True) if word in text.lower()]
+    if word and not lines:
+        raise UserError(f"list {options.what}: no line holds {word!r}; without it all are listed")
     width = max((len(name) for name, _ in lines), default=0)
     for name, about in lines:
         console.print(
@@ -165,3 +176,8 @@ def _fields() -> Iterable[Line]:
     for field in describe_fields():
         allowed = f" [{field.allowed}]" if field.allowed else ""
         yield f"{field.key}={json.dumps(field.default, ensure_ascii=False)}", field.description + allowed
+
+
+def _terms() -> Iterable[Line]:
+    for term, key, files in paper_terms():
+        yield term, f"{key} [{files}]".replace("`", "")

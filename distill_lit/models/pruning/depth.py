@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import copy
 import functools
+import operator
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from distill_lit.models.pruning.architecture import get_decoder_layers, rebuild
+from distill_lit.models.pruning.calibration import ModelInputs, with_valid_tokens
 from distill_lit.models.pruning.layer_settings import apply_settings, layer_settings
 from distill_lit.utils.exceptions import UserError, suggest
 from distill_lit.utils.progress import ProgressCallback
@@ -20,7 +23,6 @@ from distill_lit.utils.progress import ProgressCallback
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-ModelInputs = dict[str, Tensor]
 LAYER_SELECTION_METHODS = ("uniform", "first_last", "block_influence", "kl_greedy")
 
 
@@ -34,6 +36,10 @@ def check_layers(layers: Any, num_layers: int) -> None:
         raise UserError(
             f"layers: {layers!r} is neither a method ({', '.join(LAYER_SELECTION_METHODS)}) nor a list of layer numbers"
         )
+    _check_rising(layers, num_layers)
+
+
+def _check_rising(layers: list[int], num_layers: int = 0) -> None:
     if not layers or layers != sorted(set(layers)) or (num_layers and len(layers) != num_layers):
         count = f" and as many as num_layers ({num_layers})" if num_layers else ", at least one of them"
         raise UserError(f"layers: {layers} must be rising, distinct{count}")
@@ -51,18 +57,23 @@ def choose_layers(
     model: PreTrainedModel,
     num_layers: int,
     method: str,
-    batches: list[ModelInputs],
+    batches: Iterable[Mapping[str, Tensor]],
     progress: ProgressCallback | None = None,
 ) -> list[int]:
-    """The numbers of the `num_layers` layers to keep, rising.
+    """The numbers of the `num_layers` layers to keep, rising. Raises UserError for another method, for fewer than one layer
+    or more than the model has, and where a method measures and no token of the batches counts.
 
-    batches: what `calibration_inputs` makes: a model's own inputs, and `valid` (B, T).
+    batches: as `calibration_inputs` makes them: a model's own inputs, and `valid` (B, T), without which the tokens of the
+    attention mask count. uniform and first_last measure nothing.
     uniform: evenly spaced, first and last included; first_last: the ends, nothing of the middle;
     block_influence: 1 − cosine of each layer's input and output, ShortGPT, 2403.03853;
     kl_greedy: drops one layer after the other, each time the one whose loss costs least KL to the whole model.
     """
+    if not isinstance(method, str):
+        raise UserError(f"layers: {method!r} is no method; choose from {', '.join(sorted(LAYER_SELECTION_METHODS))}")
     total = len(get_decoder_layers(model)[1])
-    check_num_layers(method, num_layers, total)
+    check_layers(method, num_layers)
+    _check_num_kept(num_layers, total)
     if method == "uniform":
         return [round(i * (total - 1) / max(1, num_layers - 1)) for i in range(num_layers)]
     if method == "first_last":
@@ -74,10 +85,16 @@ def choose_layers(
     return sorted(set(range(total)) - set(removed))
 
 
+def _check_num_kept(num_layers: Any, total: int) -> None:
+    if not isinstance(num_layers, Integral) or isinstance(num_layers, bool) or num_layers < 1:
+        raise UserError(f"num_layers: {num_layers!r} is not a whole number from 1 to {total}")
+    check_num_layers(None, int(num_layers), total)
+
+
 @torch.inference_mode()
-def block_influence(model: PreTrainedModel, batches: list[ModelInputs]) -> list[float]:
+def block_influence(model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]]) -> list[float]:
     """Per layer, mean over valid tokens of 1 − cos(input, output). ShortGPT, 2403.03853 eq. 1."""
-    layers = get_decoder_layers(model)[1]
+    batches, layers = with_valid_tokens(batches), get_decoder_layers(model)[1]
     sums = torch.zeros(len(layers), dtype=torch.float64)
 
     def note(number: int, valid: Tensor, before: Tensor, after: Any) -> None:
@@ -120,15 +137,17 @@ def run_with_hooks(
 def removal_order(
     model: PreTrainedModel,
     num_layers: int,
-    batches: list[ModelInputs],
+    batches: Iterable[Mapping[str, Tensor]],
     removed: list[int] | None = None,
     progress: ProgressCallback | None = None,
 ) -> list[int]:
     """Layers in the order in which they are dropped until `num_layers` are left, each time the layer whose absence raises
     KL(whole ‖ rest) least. `removed`: the beginning of this order, where it is known. Every shorter order begins a
     longer one. What comes before a layer is computed once per round, not again for every layer that is tried."""
-    teacher_logprobs = [_logprobs(model, batch) for batch in batches]
     order, total = list(removed or []), len(get_decoder_layers(model)[1])
+    _check_num_kept(num_layers, total)
+    batches = with_valid_tokens(batches)
+    teacher_logprobs = [_logprobs(model, batch) for batch in batches]
     remaining = [i for i in range(total) if i not in order]
     completed, trials = 0, sum(range(num_layers + 1, len(remaining) + 1))
     while len(remaining) > num_layers:
@@ -196,18 +215,30 @@ def only_layers(model: PreTrainedModel, layers: list[int], first: nn.Module | No
         apply_settings(config, before)
 
 
-def prune_depth(model: PreTrainedModel, layers: list[int]) -> PreTrainedModel:
+def _layer_numbers(layers: Any) -> list[int]:
+    """As a list, from any sequence of integers, those of numpy and torch included."""
+    if isinstance(layers, str):
+        raise UserError(f"layers: {layers!r} is no list of layer numbers; choose_layers gives one")
+    try:
+        numbers = [-1 if isinstance(number, bool) else operator.index(number) for number in layers]
+    except TypeError:
+        numbers = [-1]
+    if min(numbers, default=0) < 0:
+        raise UserError(f"layers: {layers!r} is no list of layer numbers, which begin at 0")
+    return numbers
+
+
+def prune_depth(model: PreTrainedModel, layers: Iterable[int]) -> PreTrainedModel:
     """A new model with copies of these layers of `model`; embeddings, norms and head are copied whole. Raises UserError
-    unless they are the numbers of layers that are there, rising.
+    unless they are the numbers of layers that are there, rising, in any sequence: a list, range or array.
 
     Example:
         >>> batches = calibration_inputs(tokenizer, texts)
         >>> student = prune_depth(teacher, choose_layers(teacher, 12, "block_influence", batches))
     """
     name, everything = get_decoder_layers(model)
-    if isinstance(layers, str):
-        raise UserError(f"layers: {layers!r} is no list of layer numbers; choose_layers gives one")
-    check_layers(layers, 0)
+    layers = _layer_numbers(layers)
+    _check_rising(layers)
     check_num_layers(layers, len(layers), len(everything))
     new_index = {old: new for new, old in enumerate(layers)}
     pattern = re.compile(rf"{re.escape(name)}\.(\d+)\.")
@@ -239,6 +270,6 @@ def _logprobs(model: PreTrainedModel, batch: ModelInputs) -> Tensor:
 
 
 def mean_kl_to_teacher(model: PreTrainedModel, batch: ModelInputs, teacher_logprobs: Tensor) -> float:
-    """KL(whole ‖ model), mean over valid tokens, nats. teacher_logprobs: (N, V) log-probabilities."""
+    """KL(whole ‖ model), mean over the N tokens of the batch's `valid`, nats. teacher_logprobs: (N, V)."""
     rest = _logprobs(model, batch)
     return float((teacher_logprobs.exp() * (teacher_logprobs - rest)).sum(-1).mean())

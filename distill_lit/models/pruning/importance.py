@@ -4,7 +4,7 @@ need when channels are gone."""
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -19,7 +19,8 @@ from distill_lit.models.pruning.architecture import (
     submodules,
     subtracts_mean,
 )
-from distill_lit.models.pruning.depth import ModelInputs, run_with_hooks
+from distill_lit.models.pruning.calibration import with_valid_tokens
+from distill_lit.models.pruning.depth import run_with_hooks
 from distill_lit.utils.exceptions import UserError
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class ActivationProbe(NamedTuple):
     function: Callable[[Tensor], Tensor]
 
 
-def measure_importance(model: PreTrainedModel, batches: list[ModelInputs]) -> Importance:
+def measure_importance(model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]]) -> Importance:
     """Means over valid tokens of activations. Muralidharan et al. 2024 (Minitron), 2407.14679 §2.2.
 
     A hidden channel: |output| of every norm of the residual stream, summed over the norms. A head: the length of its
@@ -67,7 +68,7 @@ def measure_importance(model: PreTrainedModel, batches: list[ModelInputs]) -> Im
 
 
 def norm_corrections(
-    model: PreTrainedModel, batches: list[ModelInputs], retained_channels: list[int]
+    model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]], retained_channels: list[int]
 ) -> dict[str, tuple[float, float]]:
     """{name of a norm: (factor, shift)} that make a norm over the `retained_channels` channels alone say what it said
     before.
@@ -103,9 +104,11 @@ def _root_mean_square(x: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def token_means(model: PreTrainedModel, batches: list[ModelInputs], probes: list[ActivationProbe]) -> list[Tensor]:
+def token_means(
+    model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]], probes: list[ActivationProbe]
+) -> list[Tensor]:
     """For each probe, the mean of its function over the valid tokens of all batches, in float64 on the CPU."""
-    sums = [torch.zeros((), dtype=torch.float64) for _ in probes]
+    batches, sums = with_valid_tokens(batches), [torch.zeros((), dtype=torch.float64) for _ in probes]
 
     def add(number: int, valid: Tensor, before: Tensor, after: Tensor) -> None:
         probe = probes[number]

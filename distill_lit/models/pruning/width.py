@@ -8,6 +8,7 @@ of the embeddings; both are made good, see `norm_corrections` and `prune_width`.
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from distill_lit.config import WidthConfig
 from distill_lit.models.pruning import architecture as anatomy
 from distill_lit.models.pruning.architecture import FFN_AXIS, FUSED_QKV_AXIS, HIDDEN_AXIS, KEY_VALUE_AXIS, UNPRUNED_AXIS
-from distill_lit.models.pruning.depth import ModelInputs
+from distill_lit.models.pruning.calibration import with_valid_tokens
 from distill_lit.models.pruning.importance import measure_importance, norm_corrections
 from distill_lit.utils.exceptions import UserError
 
@@ -50,6 +51,8 @@ def target_widths(width: WidthConfig, config: Any) -> dict[str, int]:
 
     config: the teacher's transformers config. Raises UserError where they do not fit it.
     """
+    if not isinstance(width, WidthConfig):
+        raise UserError(f"width: {width!r} is no WidthConfig, as in WidthConfig(hidden_size=384)")
     heads, groups = anatomy.get_num_attention_heads(config), anatomy.get_num_key_value_heads(config)
     if not heads:
         raise UserError(f"width: {config.model_type} has no attention heads; only its layers can be cut")
@@ -103,13 +106,13 @@ def narrow_config(config: Any, width: WidthConfig) -> Any:
     return config
 
 
-def select_width(model: PreTrainedModel, width: WidthConfig, batches: list[ModelInputs]) -> WidthSelection:
+def select_width(model: PreTrainedModel, width: WidthConfig, batches: Iterable[Mapping[str, Tensor]]) -> WidthSelection:
     """The most used channels, heads and neurons on calibration text; see `measure_importance`.
 
     Hidden channels are the same everywhere, because all layers share the residual stream; heads and neurons are chosen
     layer by layer. Key-value groups are judged by the sum of their heads.
     """
-    config = model.config.get_text_config()
+    config, batches = model.config.get_text_config(), with_valid_tokens(batches)
     new, used = target_widths(width, config), measure_importance(model, batches)
     ratio = config.num_attention_heads // anatomy.get_num_key_value_heads(config)
     groups = [_largest(scores.view(-1, ratio).sum(-1), new["num_key_value_heads"]) for scores in used.heads]
@@ -135,12 +138,18 @@ def _largest(scores: Tensor, count: int) -> list[int]:
 
 @torch.no_grad()
 def prune_width(model: PreTrainedModel, selection: WidthSelection) -> PreTrainedModel:
-    """A new model with copies of what a selection keeps of `model`. One that keeps everything changes no logit.
+    """A new model with copies of what a selection keeps of `model`. One that keeps everything changes no logit. Raises
+    UserError for what is no selection, as the widths alone.
 
     Example:
         >>> width = WidthConfig(hidden_size=384, intermediate_size=1024)
         >>> student = prune_width(teacher, select_width(teacher, width, calibration_inputs(tokenizer, texts)))
     """
+    if not isinstance(selection, WidthSelection):
+        raise UserError(
+            f"selection: {selection!r} does not say which channels and heads stay; select_width(model, "
+            "WidthConfig(…), batches) does"
+        )
     teacher, (layers, _) = model.config.get_text_config(), anatomy.get_decoder_layers(model)
     weights: dict[str, Tensor] = {}
     for name, module, axes in anatomy.weighted_modules(model):

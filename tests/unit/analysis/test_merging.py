@@ -118,6 +118,8 @@ def test_tasks_that_one_lacks_are_left_out(folders: dict[str, Path]) -> None:
     assert merge_results(parts, TEACHERS).tasks == ["piqa", "sciq"]
     with pytest.raises(UserError, match="did you mean 'piqa'"):
         restrict_tasks(parts["a"], ["piqua"])
+    with pytest.raises(UserError, match="tasks: .sciq. is one text; give a list"):
+        restrict_tasks(parts["a"], "sciq")
 
 
 def test_another_teacher_is_an_external_model(folders: dict[str, Path]) -> None:

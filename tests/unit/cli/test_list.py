@@ -27,10 +27,10 @@ def shipped_teachers(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delitem(TEACHER_SOURCES, name)
 
 
-def listed(capsys: pytest.CaptureFixture[str], what: str) -> dict[str, str]:
+def listed(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, str]:
     """{name: what is said of it} of all lines."""
     with pytest.raises(SystemExit) as end:
-        main(["list", what])
+        main(["list", *words])
     assert end.value.code == 0
     return dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines())
 
@@ -69,3 +69,30 @@ def test_defaults_are_names_that_an_experiment_takes(
     experiment = {"name": "all", "defaults": list(lines), "teacher": teacher, "students": {"one": {"num_layers": 1}}}
     (tmp_path / "all.yaml").write_text(yaml.safe_dump(experiment))
     assert load_experiment(tmp_path / "all.yaml").seed == 7
+
+
+@pytest.mark.parametrize(
+    "words", [["TAID"], ["minillm"], ["2402.03898"], ["policy_gradient_reverse_kl"], ["replay", "buffer"]]
+)
+def test_a_word_of_a_paper_leads_to_keys_and_files(capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
+    page = (ROOT / "docs/reference/paper_terms.md").read_text().splitlines()
+    rows = [
+        line.strip("| ").split(" | ") for line in page if line.startswith("| ") and " ".join(words).lower() in line.lower()
+    ]
+    lines = listed(capsys, "terms", *words)
+    assert {name.strip() for name in lines} == {term for term, _, _ in rows}
+    assert [about.strip() for about in lines.values()] == [f"{key} [{files}]".replace("`", "") for _, key, files in rows]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["TAID"], "a paper's word: distill-lit list terms TAID"),
+        (["objective"], "did you mean 'objectives'"),
+        (["terms", "no", "such", "word"], "list terms: no line holds 'no such word'"),
+    ],
+)
+def test_what_is_not_there_says_where_to_look(capsys: pytest.CaptureFixture[str], words: list[str], said: str) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["list", *words])
+    assert end.value.code == 2 and said in " ".join(capsys.readouterr().err.split())

@@ -2,13 +2,22 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from helpers.tiny_architectures import FAMILIES, LAYERS, make_family, text_batches
 from torch.nn import functional
-from transformers import AutoModelForCausalLM, Qwen3MoeConfig
+from transformers import AutoModelForCausalLM, BatchEncoding, Qwen3MoeConfig
 
-from distill_lit.models.pruning import block_influence, check_layers, choose_layers, only_layers, prune_depth, removal_order
+from distill_lit.models.pruning import (
+    block_influence,
+    calibration_inputs,
+    check_layers,
+    choose_layers,
+    only_layers,
+    prune_depth,
+    removal_order,
+)
 from distill_lit.models.pruning.architecture import ATTENTION_OUTPUTS, FFN_OUTPUTS, submodules
 from distill_lit.utils.exceptions import UserError
 
@@ -160,6 +169,50 @@ def test_layers_beyond_the_teacher_are_refused() -> None:
         prune_depth(make_family("llama"), [0, 4])
 
 
+@pytest.mark.parametrize(
+    ("method", "depth", "batches", "words"),
+    [
+        ("uniformly", 2, BATCHES, "layers: unknown method 'uniformly'; did you mean 'uniform'"),
+        ([0, 1], 2, BATCHES, r"layers: \[0, 1\] is no method"),
+        ("uniform", 0, [], "num_layers: 0 is not a whole number from 1 to 4"),
+        ("first_last", -1, [], "num_layers: -1 is not"),
+        ("kl_greedy", 2.0, BATCHES, "num_layers: 2.0 is not"),
+        ("block_influence", True, BATCHES, "num_layers: True is not"),
+        ("block_influence", 2, [], "batches: they hold no token"),
+        ("kl_greedy", 2, [], "batches: they hold no token"),
+        ("kl_greedy", 2, [{"input_ids": IDS, "valid": torch.zeros_like(IDS)}], "batches: they hold no token"),
+        ("kl_greedy", 2, BATCHES[0], "batches: one batch"),
+        ("kl_greedy", 2, [IDS], "not Tensor"),
+        ("kl_greedy", 2, [{"ids": IDS}], "not ids"),
+        ("kl_greedy", 2, [{"input_ids": IDS, "attention_mask": torch.ones(2, 1, 12, 12)}], r"shape \(2, 1, 12, 12\)"),
+    ],
+)
+def test_choices_that_cannot_be_made_are_refused(method: Any, depth: Any, batches: Any, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        choose_layers(make_family("llama"), depth, method, batches)
+
+
+def test_batches_of_transformers_count_the_tokens_of_their_mask() -> None:
+    model = make_family("llama")
+    theirs = [BatchEncoding({"input_ids": b["input_ids"], "attention_mask": b["valid"].long()}) for b in BATCHES]
+    ours = [{**batch, "valid": batch["attention_mask"].bool()} for batch in theirs]
+    assert block_influence(model, iter(theirs)) == block_influence(model, ours)
+    assert removal_order(model, 2, iter(theirs)) == removal_order(model, 2, ours)
+    unmasked = [{"input_ids": batch["input_ids"]} for batch in BATCHES]
+    whole = [{**batch, "valid": torch.ones_like(batch["input_ids"]).bool()} for batch in unmasked]
+    assert block_influence(model, unmasked) == block_influence(model, whole)
+
+
+def test_a_batch_without_a_token_that_counts_changes_nothing() -> None:
+    model, empty = make_family("llama"), {"input_ids": IDS, "valid": torch.zeros_like(IDS)}
+    assert removal_order(model, 2, [empty, *BATCHES]) == removal_order(model, 2, BATCHES)
+
+
+def test_a_text_in_place_of_texts_is_refused() -> None:
+    with pytest.raises(UserError, match="texts: 'the river stone' is one text; give a list"):
+        calibration_inputs(None, "the river stone")
+
+
 def test_a_model_whose_layers_depend_on_their_number_is_refused() -> None:
     """Every second layer of this one is a mixture of experts."""
     shape = {"hidden_size": 16, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 8, "vocab_size": 40}
@@ -170,7 +223,14 @@ def test_a_model_whose_layers_depend_on_their_number_is_refused() -> None:
     assert len(prune_depth(model, [0, 1]).model.layers) == 2
 
 
-@pytest.mark.parametrize("layers", [[], [0, 0], [2, 1], [-1], [9], "uniform", 2, True])
+@pytest.mark.parametrize("layers", [(0, 2), range(0, 4, 2), np.array([0, 2]), [np.int64(0), 2], torch.tensor([0, 2])])
+def test_layers_may_stand_in_any_sequence_of_integers(layers: Any) -> None:
+    model = make_family("llama")
+    assert torch.equal(prune_depth(model, layers)(IDS).logits, prune_depth(model, [0, 2])(IDS).logits)
+
+
+@pytest.mark.parametrize("layers", [[], [0, 0], [2, 1], [-1], [9], "uniform", 2, True, [False, True], [0.0, 1.0], ["0"]])
 def test_prune_depth_refuses_what_is_no_list_of_layers(layers: Any) -> None:
-    with pytest.raises(UserError, match="layers: "):
+    with pytest.raises(UserError, match="layers: ") as refusal:
         prune_depth(make_family("llama"), layers)
+    assert "neither a method" not in str(refusal.value)

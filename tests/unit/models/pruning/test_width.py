@@ -333,3 +333,22 @@ def test_models_with_other_parts_are_refused(config: object, part: str) -> None:
     model = AutoModelForCausalLM.from_config(config)
     with pytest.raises(UserError, match=rf"{type(model).__name__} has a part '.*({part})' that width pruning"):
         select_width(model, WidthConfig(intermediate_size=20), BATCHES)
+
+
+def test_widths_in_place_of_a_selection_and_other_types_are_refused() -> None:
+    model, sizes = make_family("llama"), {"hidden_size": 24}
+    for given in (sizes, NARROW):
+        with pytest.raises(UserError, match="selection: .* does not say which channels"):
+            prune_width(model, given)
+    with pytest.raises(UserError, match=r"width: \{'hidden_size': 24\} is no WidthConfig"):
+        select_width(model, sizes, BATCHES)
+
+
+def test_importance_needs_a_token_and_takes_batches_of_transformers() -> None:
+    model = make_family("llama")
+    for measure in (measure_importance, lambda model, batches: norm_corrections(model, batches, [0, 1])):
+        with pytest.raises(UserError, match="batches: they hold no token"):
+            measure(model, [])
+    theirs = [{"input_ids": batch["input_ids"], "attention_mask": batch["valid"].long()} for batch in BATCHES]
+    ours = [{**batch, "valid": batch["attention_mask"].bool()} for batch in theirs]
+    assert select_width(model, NARROW, iter(theirs)) == select_width(model, NARROW, ours)
