@@ -13,6 +13,7 @@ import torch
 from distill_lit import assets
 from distill_lit.assets.hub import SECOND_COPY
 from distill_lit.models.int4_weights import widen_int4_weights
+from distill_lit.models.int8_products import use_fast_int8_products
 from distill_lit.utils.exceptions import UserError, one_line_message
 from distill_lit.utils.files import atomic_write_folder, cache_root, cached_file_sha256, file_lock
 
@@ -105,6 +106,8 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32, **options: Any)
             "config.json says"
         )
     widen_int4_weights(model)
+    if getattr(model, "hf_quantizer", None) is not None:
+        use_fast_int8_products()
     _check_finite(folder, model)
     return model.eval()
 

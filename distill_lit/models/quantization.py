@@ -12,6 +12,7 @@ from torch import nn
 from distill_lit.config.fields import Quantization
 from distill_lit.models.export import export_student
 from distill_lit.models.int4_weights import GROUP_SIZE, Int4Linear, pack_int4, widen_int4_weights
+from distill_lit.models.int8_products import use_fast_int8_products
 from distill_lit.models.loading import build_on_meta, load_model
 from distill_lit.utils.exceptions import UserError
 
@@ -90,6 +91,7 @@ def quantize_weights(model: "PreTrainedModel", quantization: Quantization) -> "P
         recipe = Int8DynamicActivationInt8WeightConfig() if quantization == "int8" else Int8WeightOnlyConfig()
         chosen = set(map(id, layers.values()))
         quantize_(model, recipe, filter_fn=lambda module, _: id(module) in chosen)
+        use_fast_int8_products()
     model.config.quantization_config = TorchAoConfig(recipe)
     model.hf_quantizer = TorchAoHfQuantizer(model.config.quantization_config, pre_quantized=False)
     return model
