@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -175,8 +176,9 @@ def test_states_from_a_cache_train_as_those_of_the_live_teacher(
 
 def test_a_signal_without_inner_states_is_refused(teacher: Path, prepared: data.PreparedData) -> None:
     distiller, _ = build(teacher, prepared, HIDDEN)
+    silent = SimpleNamespace(target=lambda *_: None, to=lambda _: None)
     with pytest.raises(UserError, match="compares hidden states, which this teacher does not give"):
-        DistillationLoss(distiller.loss.objective, object(), VOCABULARY, distiller.loss.feature_alignment)
+        DistillationLoss(distiller.loss.objective, silent, VOCABULARY, distiller.loss.feature_alignment)
 
 
 def test_padding_does_not_change_the_terms(teacher: Path, prepared: data.PreparedData) -> None:
