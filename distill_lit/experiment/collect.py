@@ -20,7 +20,7 @@ from distill_lit.experiment.fingerprint import validation_data_fingerprint
 from distill_lit.experiment.pipeline import learns_from_teacher, referred_models
 from distill_lit.experiment.planned_run import Run
 from distill_lit.experiment.requirements import student_base_folder
-from distill_lit.experiment.teacher import prepare_run_data, resolve_generated_data
+from distill_lit.experiment.run_data import prepare_run_data, resolve_generated_data
 from distill_lit.models import load_tokenizer, model_folder
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import atomic_write, read_json, read_jsonl, read_mapping, write_json, write_text

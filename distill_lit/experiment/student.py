@@ -20,8 +20,9 @@ from distill_lit.experiment.completion import student_hashes
 from distill_lit.experiment.earlier_stages import earlier_stages, rows_read
 from distill_lit.experiment.planned_run import Run
 from distill_lit.experiment.requirements import student_base_folder
+from distill_lit.experiment.run_data import prepare_run_data
 from distill_lit.experiment.student_facts import cost_facts, layer_choices, size_facts, training_fingerprints
-from distill_lit.experiment.teacher import build_teacher, prepare_run_data
+from distill_lit.experiment.teacher import build_teacher
 from distill_lit.generation.sampling import get_eos_token_ids
 from distill_lit.generation.vllm_engine import VLLMEngine
 from distill_lit.losses import build_objective, can_compile
