@@ -13,6 +13,7 @@ from distill_lit.models.loading import torch_dtype
 from distill_lit.utils import hardware
 from distill_lit.utils.files import hashes_of
 from distill_lit.utils.path_variables import expand_path
+from distill_lit.utils.plugins import plugin_hash
 from distill_lit.utils.progress import ProgressCallback
 
 
@@ -56,7 +57,14 @@ def generation_context(config: ExperimentConfig) -> GenerationContext:
     asked = EvaluationTexts(
         [sorted(tasks.tasks), own, config.dataset_source], lambda: evaluation_document_texts(tasks, config.dataset_source)
     )
-    return GenerationContext(config.teacher.model, torch_dtype(config.teacher.dtype), device, config.generation, asked)
+    return GenerationContext(
+        config.teacher.model,
+        torch_dtype(config.teacher.dtype),
+        device,
+        config.generation,
+        asked,
+        list(map(plugin_hash, config.plugins)),
+    )
 
 
 def _hashes_below(include_path: str) -> dict[str, str]:
