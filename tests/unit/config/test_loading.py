@@ -164,7 +164,7 @@ def test_sections_are_dataclasses() -> None:
 
 def test_a_key_holds_what_its_union_says(file: Path) -> None:
     half = "{shape: cosine, start: 1, end: 0.5, from: 0.2, until: 1}"
-    config = load_experiment(file, [f"objective.terms.kl.weight={half}", "students.two.layers=[0, 2]"])
+    config = load_experiment(file, [f"objective.terms.kl.weight={half}", "students.two.layers=[0, 2]", "student=one"])
     assert config.objective.terms["kl"].weight == {"shape": "cosine", "start": 1, "end": 0.5, "from": 0.2, "until": 1}
     assert config.students["two"].layers == [0, 2]
     steps = load_experiment(file, ["objective.terms.kl.weight={shape: piecewise, points: {0: 1, 0.5: 2}}"])
@@ -191,6 +191,7 @@ def test_an_interpolation_is_the_value_of_its_key_or_its_default(file: Path) -> 
         "training.micro_batch_size=${cost.requests}",
         "training.keep_checkpoints=${training.gradient_checkpointing}",
         "data.corpora.a={path: 'file:${name}', text: 'cost \\${b} of ${data.corpora.a.split}'}",
+        "student=one",
         "students.two.config={size: '${students.one.width.hidden_size}'}",
     ]
     config = load_experiment(file, overrides)
