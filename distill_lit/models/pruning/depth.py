@@ -7,11 +7,12 @@ import functools
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, assert_never, get_args
 
 import torch
 from torch import Tensor, nn
 
+from distill_lit.config.fields import LayerSelectionMethod
 from distill_lit.models.pruning.architecture import get_decoder_layers, rebuild
 from distill_lit.models.pruning.layer_settings import apply_settings, layer_settings
 from distill_lit.utils.exceptions import UserError, suggest
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 ModelInputs = dict[str, Tensor]
-LAYER_SELECTION_METHODS = ("uniform", "first_last", "block_influence", "kl_greedy")
+LAYER_SELECTION_METHODS: tuple[LayerSelectionMethod, ...] = get_args(LayerSelectionMethod)
 
 
 def check_layers(layers: Any, num_layers: int) -> None:
@@ -50,7 +51,7 @@ def check_num_layers(layers: Any, num_layers: int, total: int) -> None:
 def choose_layers(
     model: PreTrainedModel,
     num_layers: int,
-    method: str,
+    method: LayerSelectionMethod,
     batches: list[ModelInputs],
     progress: ProgressCallback | None = None,
 ) -> list[int]:
@@ -60,18 +61,25 @@ def choose_layers(
     uniform: evenly spaced, first and last included; first_last: the ends, nothing of the middle;
     block_influence: 1 − cosine of each layer's input and output, ShortGPT, 2403.03853;
     kl_greedy: drops one layer after the other, each time the one whose loss costs least KL to the whole model.
+
+    Raises UserError for another method.
     """
+    check_layers(method, num_layers)
     total = len(get_decoder_layers(model)[1])
     check_num_layers(method, num_layers, total)
-    if method == "uniform":
-        return [round(i * (total - 1) / max(1, num_layers - 1)) for i in range(num_layers)]
-    if method == "first_last":
-        return [*range(num_layers - num_layers // 2), *range(total - num_layers // 2, total)]
-    if method == "block_influence":
-        scores = block_influence(model, batches)
-        return sorted(sorted(range(total), key=lambda i: -scores[i])[:num_layers])
-    removed = removal_order(model, num_layers, batches, progress=progress)
-    return sorted(set(range(total)) - set(removed))
+    match method:
+        case "uniform":
+            return [round(i * (total - 1) / max(1, num_layers - 1)) for i in range(num_layers)]
+        case "first_last":
+            return [*range(num_layers - num_layers // 2), *range(total - num_layers // 2, total)]
+        case "block_influence":
+            scores = block_influence(model, batches)
+            return sorted(sorted(range(total), key=lambda i: -scores[i])[:num_layers])
+        case "kl_greedy":
+            removed = removal_order(model, num_layers, batches, progress=progress)
+            return sorted(set(range(total)) - set(removed))
+        case _:
+            assert_never(method)
 
 
 @torch.inference_mode()

@@ -24,6 +24,7 @@ from distill_lit.config import (
     non_default_fields,
     to_dict,
 )
+from distill_lit.models.pruning import LAYER_SELECTION_METHODS
 from distill_lit.utils.exceptions import UserError
 
 BASE = (
@@ -255,3 +256,11 @@ def sections_below(section: Any) -> set[Any]:
 def test_a_text_longer_than_a_file_name_is_no_experiment() -> None:
     """As an override is in the place of the file."""
     assert refusal(Path(f"grid={'x' * 300}")).startswith("no experiment file grid=xxx")
+
+
+@pytest.mark.parametrize("method", LAYER_SELECTION_METHODS)
+def test_every_way_of_choosing_layers_is_a_value_and_in_the_help(file: Path, method: str) -> None:
+    config = load_experiment(file, [f"students.one.layers={method}"])
+    assert config.students["one"].layers == method
+    about = StudentConfig.__dataclass_fields__["layers"].default.description
+    assert method in about
