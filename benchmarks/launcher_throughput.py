@@ -75,7 +75,7 @@ def load(folder: Path, seeds: int) -> Experiment:
     weights = ", ".join(str(round(0.01 * number, 2)) for number in range(1, 51))
     text = EXPERIMENT.format(folder=folder, weights=weights, seeds=", ".join(map(str, range(seeds))))
     (folder / "many.yaml").write_text(text)
-    Experiment(load_experiment(folder / "many.yaml", ["grid={seed: [0]}"]), folder).validate()
+    Experiment(load_experiment(folder / "many.yaml", ["student=first", "grid={seed: [0]}"]), folder).validate()
     return Experiment(load_experiment(folder / "many.yaml"), folder)
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from distill_lit.analysis.results import ROLES, Results
+from distill_lit.analysis.results import ROLES, VALIDATION_TEACHER, Results
 from distill_lit.config.derivation import STAGE_MODEL
 from distill_lit.config.grid_points import shortest_names
 from distill_lit.config.report import ReportConfig
@@ -224,6 +224,13 @@ def baseline_of(group: ModelGroup, role: str, groups: list[ModelGroup]) -> Model
         if other.role == role and other.models and same and here:
             return other
     return None
+
+
+def validation_teacher(group: ModelGroup, results: Results) -> str:
+    """What a group is validated against where it is not the model of the row `teacher`; else empty."""
+    runs = results.runs
+    named = runs.loc[runs["model"].isin(group.models), VALIDATION_TEACHER] if VALIDATION_TEACHER in runs else []
+    return ", ".join(dict.fromkeys(name for name in named if name))
 
 
 def group_cost(group: ModelGroup, results: Results, column: str) -> float:

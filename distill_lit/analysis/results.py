@@ -23,7 +23,8 @@ COMPARABLE_SETTINGS = ("version", "lm_eval_version", "task_hash", "metric", "num
 ROLES = ("teacher", "quantized", "external", "derived", "untrained", "ce_only", "distilled")
 PROBE_OUTPUT_TYPE = "probe"  # in the settings of held-out text, beside the output types of lm-eval's tasks
 SAME_TEACHER_NATS = 0.02  # by how much one teacher may differ between number formats
-RUN_TEXT_COLUMNS = ("model", "role", "student", "validation_data_fingerprint", "status", "reason")
+VALIDATION_TEACHER = "val_teacher"  # what answered in validation where it was not the model of the row `teacher`
+RUN_TEXT_COLUMNS = ("model", "role", "student", "validation_data_fingerprint", VALIDATION_TEACHER, "status", "reason")
 
 
 @dataclass
@@ -196,8 +197,15 @@ def has_several_teachers(runs: pd.DataFrame) -> bool:
     """Whether students are compared with several teachers on the same text, so that their KLs do not compare."""
     if "val_teacher_nll" not in runs:
         return False
-    spread = runs.groupby("validation_data_fingerprint")["val_teacher_nll"].agg(lambda nll: nll.max() - nll.min())
-    return bool((spread > SAME_TEACHER_NATS).any())
+    by_text = runs[runs["val_teacher_nll"].notna()].groupby("validation_data_fingerprint")
+    spread = by_text["val_teacher_nll"].agg(lambda nll: nll.max() - nll.min())
+    has_several_names = VALIDATION_TEACHER in runs and bool((by_text[VALIDATION_TEACHER].nunique() > 1).any())
+    return has_several_names or bool((spread > SAME_TEACHER_NATS).any())
+
+
+def has_other_teacher(runs: pd.DataFrame) -> bool:
+    """Whether students may learn from another teacher than the one whose answers theirs are compared with."""
+    return has_several_teachers(runs) or (VALIDATION_TEACHER in runs and bool((runs[VALIDATION_TEACHER] != "").any()))
 
 
 def load_runs_table(path: Path) -> pd.DataFrame:

@@ -41,6 +41,7 @@ Quantization = Literal["int8", "int8_weight_only", "int4"]
 GGUFQuantization = Literal["f32", "f16", "bf16", "q8_0", "q4_1", "q4_0"]
 QuantizationAware = Literal["none", "int8_weight_only", "int4"]
 Quantize = Literal["none", "int8", "int8_weight_only", "int4"]
+LayerSelectionMethod = Literal["uniform", "first_last", "block_influence", "kl_greedy"]
 Baseline = Literal["teacher", "untrained", "ce_only", "teacher_int8"]
 
 
@@ -102,8 +103,7 @@ Temperature = Annotated[
     _NUMBER_OR_MAPPING,
 ]
 LayerSelection = Annotated[
-    Annotated[Literal["uniform", "first_last", "block_influence", "kl_greedy"], Tag("text")]
-    | Annotated[list[Annotated[Count, Field(ge=0)]], Tag("list")],
+    Annotated[LayerSelectionMethod, Tag("text")] | Annotated[list[Annotated[Count, Field(ge=0)]], Tag("list")],
     TEXT_OR_LIST,
 ]
 LoraTargets = Annotated[

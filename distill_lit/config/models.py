@@ -2,7 +2,7 @@
 
 import copy
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field
 
@@ -11,6 +11,7 @@ from distill_lit.config.fields import (
     Dtype,
     Float,
     LayerSelection,
+    LayerSelectionMethod,
     LoraTargets,
     QuantizationAware,
     Quantize,
@@ -166,7 +167,7 @@ class StudentConfig:
     num_layers: Count = Field(default=0, ge=0, description="layers kept of the teacher, or of `from`; 0: all of them")
     layers: LayerSelection = Field(
         default="kl_greedy",
-        description="how layers are chosen: uniform, first_last, block_influence, kl_greedy; or their numbers, from 0",
+        description=f"how layers are chosen: {', '.join(get_args(LayerSelectionMethod))}; or their numbers, from 0",
     )
     from_: Text = Field(
         default="",

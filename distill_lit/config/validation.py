@@ -1,6 +1,7 @@
 """What a whole experiment must hold beyond the types of its values."""
 
 import re
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from distill_lit.config.grid_points import axis_keys, check_grid, grid_keys
@@ -72,7 +73,31 @@ def validate_config(config: ExperimentConfig) -> None:
             if key.split(".")[0] == "variant":
                 raise UserError(f"{variant.name}.{key}: a variant cannot choose another one")
     if "student" not in axis_keys(config.grid) and not config.student:
-        config.student = next(iter(config.students))
+        config.student = _sole_student(config)
+
+
+def _sole_student(config: ExperimentConfig) -> str:
+    """The student of an experiment that chooses none: the first, where `models`, variants or the grid name all others.
+    Raises UserError for one that nothing names: it would never run."""
+    first, *others = config.students
+    named = set(_texts([config.models, config.variants, config.grid]))
+    if left := [name for name in others if name not in named]:
+        names = ", ".join([first, *left])
+        raise UserError(
+            f"students: nothing says which of {names} to train; all: grid: {{student: [{names}]}}, one: student: {first}"
+        )
+    return first
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All texts in a tree, but for keys."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list):
+        for item in value:
+            yield from _texts(item)
+    elif isinstance(value, str):
+        yield value
 
 
 def check_interpolations(config: ExperimentConfig, tree: dict[str, Any]) -> None:

@@ -10,7 +10,8 @@ from distill_lit import data
 from distill_lit.analysis.declarations import DECLARATIONS_FILE
 from distill_lit.analysis.document_axes import content_words
 from distill_lit.analysis.records_file import INDEX, RECORDS_FILE, ExperimentRecords, write_records
-from distill_lit.config import to_yaml
+from distill_lit.analysis.results import VALIDATION_TEACHER
+from distill_lit.config import ExperimentConfig, to_yaml
 from distill_lit.config.grid_points import value_text
 from distill_lit.config.roles import Role
 from distill_lit.data.loader import optimizer_steps, rows_per_step
@@ -20,8 +21,9 @@ from distill_lit.experiment.fingerprint import validation_data_fingerprint
 from distill_lit.experiment.pipeline import learns_from_teacher, referred_models
 from distill_lit.experiment.planned_run import Run
 from distill_lit.experiment.requirements import student_base_folder
-from distill_lit.experiment.teacher import prepare_run_data, resolve_generated_data
+from distill_lit.experiment.run_data import prepare_run_data, resolve_generated_data
 from distill_lit.models import load_tokenizer, model_folder
+from distill_lit.teachers import teacher_capabilities
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import atomic_write, read_json, read_jsonl, read_mapping, write_json, write_text
 
@@ -57,7 +59,8 @@ def collect_results(experiment: "Experiment", failed: dict[str, str]) -> Path:
     done = [run for run in models if is_run_complete(run, runs_dir / run.name)]
     declared = experiment.declare_hypotheses()  # before there is a plan, which may be from before declarations
     write_text(target / "plan.yaml", to_yaml(experiment.resolved_config))
-    rows = [_row(run, runs_dir / run.name, run in done, failed) for run in models]
+    teacher = next((run.model_reference for run in models if run.role == Role.TEACHER), "")
+    rows = [_row(run, runs_dir / run.name, run in done, failed, teacher) for run in models]
     rows = [row | (_costs(run, experiment) if run in done else {}) for run, row in zip(models, rows, strict=True)]
     _write_frame(target / "runs.csv", pd.DataFrame(rows))
     _write_frame(target / "curves.csv", _curves(done, experiment))
@@ -76,9 +79,9 @@ def _provenance(run: Run, experiment: "Experiment") -> dict[str, Any]:
     return {**manifest.get("provenance", {}), "command": experiment.command, **({"notes": notes} if notes else {})}
 
 
-def _row(run: Run, folder: Path, is_done: bool, failed: dict[str, str]) -> dict[str, Any]:
+def _row(run: Run, folder: Path, is_done: bool, failed: dict[str, str], teacher: str) -> dict[str, Any]:
     manifest = read_mapping(folder / "manifest.json") if is_done else {}
-    metrics = manifest.get("metrics", {})
+    metrics, other = manifest.get("metrics", {}), _other_teacher(run.config, teacher)
     return {
         "model": run.label,
         "role": run.role,
@@ -90,9 +93,20 @@ def _row(run: Run, folder: Path, is_done: bool, failed: dict[str, str]) -> dict[
         **_exported_step(manifest),
         "validation_data_fingerprint": validation_data_fingerprint(run.config)[:8] if run.student else None,
         **{name: metrics.get(metric) for name, metric in VALIDATION_COLUMNS.items()},
+        **({VALIDATION_TEACHER: other} if other and "validation/teacher_nll" in metrics else {}),
         "status": "done" if is_done else "failed" if run.name in failed else "missing",
         "reason": failed.get(run.name, ""),
     }
+
+
+def _other_teacher(config: ExperimentConfig, evaluated: str) -> str:
+    """What a student is validated against, by its name, where it is not the model that is evaluated as the teacher; else
+    empty, as where none is evaluated."""
+    if config.teacher.mixture.teachers:
+        return "mixture"
+    if not teacher_capabilities(config.teacher).needs_model:
+        return config.teacher.source
+    return "" if evaluated in ("", config.teacher.model) else config.teacher.model
 
 
 def _exported_step(manifest: dict[str, Any]) -> dict[str, Any]:

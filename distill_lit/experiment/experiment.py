@@ -17,7 +17,7 @@ from distill_lit.config.hypothesis_validation import refuse_untestable
 from distill_lit.config.primary_endpoint import check_primary_endpoint
 from distill_lit.config.roles import Role
 from distill_lit.experiment.grid import GridPoint, expand_points
-from distill_lit.experiment.plan import plan_runs
+from distill_lit.experiment.plan import Plan, plan_runs
 from distill_lit.experiment.planned_run import Run
 from distill_lit.experiment.precision import Dtypes, LocalDtypes, has_auto, resolve_auto
 from distill_lit.experiment.remembered_checks import remembered_notes
@@ -58,7 +58,7 @@ class Experiment:
     command: str = "Experiment.run()"
     notes: list[str] = field(default_factory=list, init=False)
     chosen: frozenset[str] | None = field(default=None, init=False)
-    _estimates: "dict[str, Estimate | None]" = field(default_factory=dict, init=False, repr=False)
+    _known_plan: Plan | None = field(default=None, init=False, repr=False)
 
     @classmethod
     def from_yaml(cls, path: str | Path, overrides: Sequence[str] = (), root: str | Path = ".") -> "Experiment":
@@ -102,10 +102,10 @@ class Experiment:
             return points
         return [point.map_configs(RunReferences(self.root).resolve) for point in points]
 
-    @cached_property
+    @property
     def resolved_config(self) -> ExperimentConfig:
         """The config with every `auto` that can change a result replaced, as by `resolve`."""
-        return self.resolve(self.config)
+        return self._plan.config
 
     @cached_property
     def _local_dtypes(self) -> LocalDtypes:
@@ -126,9 +126,19 @@ class Experiment:
         """A config with every `auto` that can change a result replaced by the choice of the machine that does the work."""
         return resolve_auto(config, self._dtypes)
 
-    @cached_property
+    @property
+    def _plan(self) -> Plan:
+        """What is planned with what is known of these machines now."""
+        if self._known_plan is None:
+            self._known_plan = Plan(self.resolve(self.config), self._planned_runs)
+        return self._known_plan
+
+    @property
     def runs(self) -> list[Run]:
         """All runs, in the order they are run."""
+        return self._plan.runs
+
+    def _planned_runs(self) -> list[Run]:
         load_plugins(self.config.plugins)
         if not has_run_references(self.config):
             return plan_runs(self.config, self.points, self._dtypes)
@@ -141,12 +151,10 @@ class Experiment:
         """The runs that are rows of the table."""
         return [run for run in self.runs if run.is_model]
 
-    @cached_property
+    @property
     def required_assets(self) -> list[str]:
         """References of all models, wheels and files that it needs."""
-        from distill_lit.experiment.requirements import required_assets
-
-        return required_assets(self.runs)
+        return self._plan.required_assets
 
     @property
     def has_models(self) -> bool:
@@ -183,11 +191,8 @@ class Experiment:
 
     def estimated_runs(self, roles: Collection[Role] = ()) -> "list[tuple[Run, Estimate | None]]":
         """Every run with what it will cost; None where nobody knows yet. roles: only these and what they depend on."""
-        from distill_lit.experiment.estimate import estimate_runs
-
-        if not self._estimates:
-            self._estimates = estimate_runs(self.runs) if self.has_models else {}
-        return [(run, self._estimates.get(run.name)) for run in self.runs_with_dependencies(roles)]
+        estimates = self._plan.estimates if self.has_models else {}
+        return [(run, estimates.get(run.name)) for run in self.runs_with_dependencies(roles)]
 
     def fetch(self, note: Callable[[str, Path], None] = lambda *_: None) -> None:
         """Downloads and prepares all that it needs from elsewhere. note: told each reference and its path."""
@@ -205,9 +210,7 @@ class Experiment:
         for config in (self.config, *(point.config for point in self.points)):
             if has_auto(config):
                 self._cluster_dtypes.measure(config)
-        for name in ("runs", "resolved_config", "required_assets"):  # as they were planned before
-            self.__dict__.pop(name, None)
-        self._estimates.clear()
+        self._known_plan = None  # made before the measurement
 
     def check_gpus(self, runs: Sequence[Run]) -> None:
         """Raises UserError where this machine has too few GPUs for what is not done of these runs."""

@@ -15,7 +15,7 @@ from distill_lit.generation.prompts import prompt_sampling_metadata
 from distill_lit.losses import Term, build_objective
 from distill_lit.losses.sparse import DEFAULT_K
 from distill_lit.models.drawing import sampling_metadata
-from distill_lit.teachers import teacher_capabilities
+from distill_lit.teachers import is_shipped_source, teacher_capabilities
 from distill_lit.utils.files import fingerprint
 from distill_lit.utils.plugins import plugin_hash
 
@@ -92,6 +92,19 @@ def plugin_fingerprint_fields(config: ExperimentConfig) -> dict[str, Any]:
     return {"plugins": [plugin_hash(name) for name in config.plugins]} if config.plugins else {}
 
 
+def teacher_cache_fingerprint_fields(name: str, config: ExperimentConfig) -> dict[str, Any]:
+    """What identifies the cache of one of the teachers, by its name: teacher, rows, and code that is not shipped."""
+    teacher = config.teacher.members[name]
+    # the tokenizer of `teacher.model` makes the rows, whichever teacher reads them
+    is_other = teacher.model != config.teacher.model
+    return {
+        **({} if is_shipped_source(teacher) else plugin_fingerprint_fields(config)),
+        "teacher_cache": without_neutral_server_fields(non_default_fields(teacher)),
+        "data": data_fingerprint_fields(config),
+        **({"tokenizer": config.teacher.model} if is_other else {}),
+    }
+
+
 def versioned_fingerprint(**facts: Any) -> str:
     """Identifies these facts in this version."""
     return fingerprint({"version": FINGERPRINT_VERSION, **facts})
@@ -142,6 +155,8 @@ def corpus_fingerprint_fields(corpus: CorpusConfig, config: ExperimentConfig) ->
     if generated is None:
         return found
     found |= answer_comparison_metadata(generated.filters) | prompt_sampling_metadata(generated.prompts)
+    if generated.filters.custom:
+        found |= plugin_fingerprint_fields(config)
     if generated.filters.decontamination_ngram:
         found["evaluation_tasks"] = [sorted(config.evaluation.tasks), config.evaluation.include_path]
     if generated.remote is not None:

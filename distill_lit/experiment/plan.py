@@ -1,8 +1,10 @@
 """An experiment as a list of runs: what each trains, how it is called, and what identifies it."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 from distill_lit.config import ExperimentConfig
 from distill_lit.config.derivation import with_one_teacher
@@ -19,6 +21,36 @@ from distill_lit.experiment.precision import Dtypes, resolve_auto
 from distill_lit.experiment.run_labels import deduplicate_runs, make_labels_distinct
 from distill_lit.models import INT8_RECIPE
 from distill_lit.utils.exceptions import UserError
+
+if TYPE_CHECKING:
+    from distill_lit.experiment.estimate import Estimate
+
+
+class Plan:
+    """What an experiment comes to once it is known what `auto` stands for; each part is made when it is first asked for."""
+
+    def __init__(self, config: ExperimentConfig, plan: Callable[[], list[Run]]) -> None:
+        """config: without `auto`; plan: gives all runs, in the order they are run."""
+        self.config, self._plan = config, plan
+
+    @cached_property
+    def runs(self) -> list[Run]:
+        """All runs, in the order they are run."""
+        return self._plan()
+
+    @cached_property
+    def required_assets(self) -> list[str]:
+        """References of all models, wheels and files that they need."""
+        from distill_lit.experiment.requirements import required_assets
+
+        return required_assets(self.runs)
+
+    @cached_property
+    def estimates(self) -> "dict[str, Estimate | None]":
+        """{name of a run: what it will cost}; all models must be here."""
+        from distill_lit.experiment.estimate import estimate_runs
+
+        return dict(estimate_runs(self.runs))
 
 
 def plan_runs(

@@ -5,16 +5,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from distill_lit.config import CorpusConfig, ExperimentConfig, TeacherConfig, non_default_fields, to_dict
+from distill_lit.config import CorpusConfig, ExperimentConfig, TeacherConfig, to_dict
 from distill_lit.config.derivation import Recipe, map_model_references, with_one_teacher
 from distill_lit.config.grid_points import grid_keys, shortest_names
 from distill_lit.config.mixture import MAIN_TEACHER
 from distill_lit.config.roles import Role
-from distill_lit.config.server import without_neutral_server_fields
 from distill_lit.experiment.fingerprint import (
     corpus_fingerprint_fields,
-    data_fingerprint_fields,
     student_fingerprint_fields,
+    teacher_cache_fingerprint_fields,
     versioned_fingerprint,
 )
 from distill_lit.experiment.grid import GridPoint, resolve_objective
@@ -195,14 +194,8 @@ def _teacher_cache_run(
     seed: int | None,
 ) -> Run:
     """The run that writes the cache of one of the teachers, by its name."""
-    teacher, identified_teacher = config.teacher.members[name], identified.teacher.members[name]
-    # the tokenizer of `teacher.model` makes the rows, whichever teacher reads them
-    is_other = teacher.model != config.teacher.model
-    identity = versioned_fingerprint(
-        teacher_cache=without_neutral_server_fields(non_default_fields(identified_teacher)),
-        data=data_fingerprint_fields(identified),
-        **({"tokenizer": identified.teacher.model} if is_other else {}),
-    )
+    teacher = config.teacher.members[name]
+    identity = versioned_fingerprint(**teacher_cache_fingerprint_fields(name, identified))
     own_name, kind = "" if name == MAIN_TEACHER else name, cached_teacher_source(teacher).cache_label(teacher)
     own = {ref: made for ref, made in sources.items() if ref in (config.teacher.model, teacher.model)}
     named = [ref for ref in own if ref == teacher.model] + ([] if seed is None or not own else [f"seed={seed}"])

@@ -28,10 +28,11 @@ from distill_lit.experiment.completion import (
 from distill_lit.experiment.planned_run import BUILD, EVALUATE, Run
 from distill_lit.experiment.provenance import collect_provenance
 from distill_lit.experiment.requirements import required_assets_of, required_models
+from distill_lit.experiment.run_data import write_generated_corpora
 from distill_lit.experiment.run_times import record_times
 from distill_lit.experiment.strategy import takes_all_ranks, with_strategy
 from distill_lit.experiment.student import build_reference_model, train_and_export_student
-from distill_lit.experiment.teacher import write_generated_corpora, write_teacher_cache_of
+from distill_lit.experiment.teacher import write_teacher_cache_of
 from distill_lit.models import model_fingerprint, model_folder
 from distill_lit.models.loading import allow_remote_code, is_remote_code_allowed, weight_bytes
 from distill_lit.training.tensorboard_summary import FINAL_FOLDER, HParamsSession, write_run_summary

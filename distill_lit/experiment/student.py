@@ -5,26 +5,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lightning import Callback
-
-from distill_lit import data
-from distill_lit.config import ExperimentConfig, to_dict, to_yaml
-from distill_lit.config.generation import VLLM_BACKEND
-from distill_lit.config.on_policy import is_on_policy_enabled
+from distill_lit.config import to_dict, to_yaml
 from distill_lit.config.roles import Role
 from distill_lit.data.chat_agreement import learned_turn_end
-from distill_lit.data.datamodule import PackedDataModule
 from distill_lit.data.loader import calibration_batches
-from distill_lit.data.templates import read_template, set_chat_template
+from distill_lit.data.templates import read_template
 from distill_lit.experiment.completion import student_hashes
-from distill_lit.experiment.earlier_stages import earlier_stages, rows_read
+from distill_lit.experiment.earlier_stages import rows_read
 from distill_lit.experiment.planned_run import Run
 from distill_lit.experiment.requirements import student_base_folder
-from distill_lit.experiment.student_facts import cost_facts, layer_choices, size_facts, training_fingerprints
-from distill_lit.experiment.teacher import build_teacher, prepare_run_data
-from distill_lit.generation.sampling import get_eos_token_ids
-from distill_lit.generation.vllm_engine import VLLMEngine
-from distill_lit.losses import build_objective, can_compile
+from distill_lit.experiment.run_data import prepare_run_data
+from distill_lit.experiment.student_facts import cost_facts, layer_choices, size_facts
+from distill_lit.experiment.teacher import build_teacher
+from distill_lit.experiment.training_job import StudentInputs, build_training_job, student_tokenizer
 from distill_lit.models import (
     INT8_RECIPE,
     QUANTIZATION_RECIPES,
@@ -36,8 +29,6 @@ from distill_lit.models import (
     export_student,
     initial_student,
     load_model,
-    load_model_config,
-    load_tokenizer,
     logits_on,
     merge_adapters,
     model_card,
@@ -48,22 +39,14 @@ from distill_lit.models import (
     trainable_fraction,
 )
 from distill_lit.models.loading import is_remote_code_allowed, torch_dtype
-from distill_lit.models.packing_check import use_packed_attention
 from distill_lit.models.quantization_aware import quantize_prepared
 from distill_lit.models.sharding import build_on_rank_zero, gather_model, meta_copy
 from distill_lit.models.vocabulary import load_unpadded_vocab_size
-from distill_lit.teachers import PrefetchingTeacher, Teacher
 from distill_lit.training.callbacks.collapse import OnPolicyCollapseWarning
-from distill_lit.training.callbacks.evaluation import EvaluationCallback
 from distill_lit.training.checkpoint import load_best_weights
-from distill_lit.training.distiller import Distiller
-from distill_lit.training.feature_alignment import build_feature_alignment, use_eager_attention
-from distill_lit.training.loss import FusedLossSettings
-from distill_lit.training.on_policy import OnPolicyGenerator
-from distill_lit.training.tensorboard_summary import CustomScalarsCallback
-from distill_lit.training.trainer import TrainingJob, final_metrics, optimizer_settings, prepare_student, train, validate
+from distill_lit.training.trainer import TrainingJob, final_metrics, train, validate
 from distill_lit.utils import hardware
-from distill_lit.utils.distributed.ranks import broadcast_from_rank_zero, get_rank, get_world_size, rank_zero_first
+from distill_lit.utils.distributed.ranks import get_rank, get_world_size, rank_zero_first
 from distill_lit.utils.progress import ProgressCallback
 
 
@@ -83,10 +66,31 @@ def train_and_export_student(
     run: Run, folder: Path, teacher_folder: Path, progress_callback: ProgressCallback
 ) -> dict[str, Any]:
     """Trains (or only validates) a student and exports it; what its manifest says of it. Only the first rank exports."""
-    config, shape = run.config, run.config.students[run.student]
-    quantization = shape.quantize if shape.quantize != "none" else shape.quantization_aware
-    base = student_base_folder(config, teacher_folder)
-    is_sharded = config.training.strategy == "fsdp" and get_world_size() > 1
+    is_sharded = run.config.training.strategy == "fsdp" and get_world_size() > 1
+    inputs = _read_inputs(run, folder, teacher_folder, progress_callback)
+    # one rank builds and the others follow; of sharded models they get the shapes, and must listen meanwhile
+    in_turn = nullcontext if is_sharded else rank_zero_first
+    with in_turn():
+        build = partial(_initial_student, inputs)
+        student = build_on_rank_zero(build) if is_sharded else build()
+        trained_fraction = trainable_fraction(student)
+    # by all: they may have a cache to write together
+    teacher = build_teacher(run.config, teacher_folder, inputs.prepared, student)
+    with in_turn():
+        setup = build_training_job(inputs, student, teacher)
+    whole = meta_copy(student) if is_sharded else None
+    metrics = _train_or_validate(run, setup)
+    student = gather_model(whole, student) if is_sharded else student
+    if get_rank():
+        return {}
+    progress_callback("export", 0, 1)
+    metrics, exported = _choose_weights(run, setup, student, metrics)
+    size = _export(inputs, student, exported)
+    return _manifest(inputs, setup, metrics, exported, size, trained_fraction)
+
+
+def _read_inputs(run: Run, folder: Path, teacher_folder: Path, progress_callback: ProgressCallback) -> StudentInputs:
+    config, base = run.config, student_base_folder(run.config, teacher_folder)
     with rank_zero_first():
         prepared = prepare_run_data(config, base)
         vocab_size = load_unpadded_vocab_size(base)
@@ -97,39 +101,34 @@ def train_and_export_student(
             progress_callback,
             hardware.device_for(config.training.accelerator),
         )
-    # one rank builds and the others follow; of sharded models they get the shapes, and must listen meanwhile
-    in_turn = nullcontext if is_sharded else rank_zero_first
-    with in_turn():
-        build = partial(_initial_student, run, folder, base, calibration)
-        student = build_on_rank_zero(build) if is_sharded else build()
-        trained_fraction = trainable_fraction(student)
-    teacher = build_teacher(config, teacher_folder, prepared, student)  # by all: they may have a cache to write together
-    with in_turn():
-        setup = _build_training_setup(
-            run, folder, student, vocab_size, prepared, teacher, progress_callback, teacher_folder, calibration
-        )
-    whole = meta_copy(student) if is_sharded else None
-    metrics = _train_or_validate(run, setup)
-    student = gather_model(whole, student) if is_sharded else student
-    if get_rank():
-        return {}
-    progress_callback("export", 0, 1)
-    metrics, exported = _choose_weights(run, setup, student, metrics)
-    size = _export(run, folder, student, base, exported)
+    return StudentInputs(run, folder, teacher_folder, base, prepared, vocab_size, calibration, progress_callback)
+
+
+def _manifest(
+    inputs: StudentInputs,
+    setup: TrainingJob,
+    metrics: dict[str, float],
+    exported: dict[str, Any],
+    size: ModelSize,
+    trained_fraction: float,
+) -> dict[str, Any]:
+    """What the manifest says of a student. exported: as of `_choose_weights`; trained_fraction: of its weights."""
+    shape, prepared = inputs.shape, inputs.prepared
+    quantization = shape.quantize if shape.quantize != "none" else shape.quantization_aware
     notes = [line for one in setup.callbacks if isinstance(one, OnPolicyCollapseWarning) for line in one.lines]
     return {
         **({"notes": notes} if notes else {}),
-        **({"compiled": True} if config.training.compile == "always" else {}),
-        "files": student_hashes(folder),
+        **({"compiled": True} if inputs.config.training.compile == "always" else {}),
+        "files": student_hashes(inputs.folder),
         "origin": setup.fingerprints,
         "metrics": metrics,
         **({"exported": exported} if exported else {}),
-        **rows_read(run, folder, prepared.fingerprint, setup.datamodule),
+        **rows_read(inputs.run, inputs.folder, prepared.fingerprint, setup.datamodule),
         "data": prepared.statistics,
         **({"format": QUANTIZATION_RECIPES[quantization]} if quantization != "none" else {}),
         **size_facts(size),
-        **cost_facts(run, setup, size, trained_fraction, prepared.statistics.get("teacher_tokens_per_token", 1.0)),
-        **layer_choices(config.students[run.student], teacher_folder, calibration, setup.distiller.loss.feature_alignment),
+        **cost_facts(inputs.run, setup, size, trained_fraction, prepared.statistics.get("teacher_tokens_per_token", 1.0)),
+        **layer_choices(shape, inputs.teacher_folder, inputs.calibration, setup.distiller.loss.feature_alignment),
     }
 
 
@@ -152,132 +151,36 @@ def _choose_weights(
     return metrics, {}
 
 
-def _initial_student(run: Run, folder: Path, base: Path, calibration: CalibrationData) -> Any:
+def _initial_student(inputs: StudentInputs) -> Any:
     """The student before training; one that is only quantized is written at once."""
-    shape = run.config.students[run.student]
+    shape = inputs.shape
     if shape.quantize != "none":
-        return quantize_model(model_folder(shape.from_), folder / "student", shape.quantize)
-    student = initial_student(shape, base, calibration, run.config.seed)
+        return quantize_model(model_folder(shape.from_), inputs.folder / "student", shape.quantize)
+    student = initial_student(shape, inputs.base, inputs.calibration, inputs.config.seed)
     if not get_rank():
-        check_exports(student, base, folder / "export", to_dict(shape), shape.quantization_aware)
+        check_exports(student, inputs.base, inputs.folder / "export", to_dict(shape), shape.quantization_aware)
     return student
 
 
-def _export(run: Run, folder: Path, student: Any, base: Path, exported: dict[str, Any]) -> ModelSize:
+def _export(inputs: StudentInputs, student: Any, exported: dict[str, Any]) -> ModelSize:
     """Writes the finished student, adapters merged, weights quantized that were rounded in training, and has it read in
     another process. Raises UserError, its weights kept, where it says something else there than it said in training."""
+    run, folder, base = inputs.run, inputs.folder, inputs.base
     RELOAD_PROCESS.start()
     ids = probe_input_ids(student)
     expected_logits = logits_on(student, ids)
-    if run.config.students[run.student].quantize != "none":
+    if inputs.shape.quantize != "none":
         check_reloads(student, folder / "student", ids, expected_logits)
         return size_of(load_model(folder / "student"))
     size = size_of(merge_adapters(student))
     details = {"parameters": f"{size.parameters:,}"}
     details |= {"exported step": f"{exported['step']:,}, of the lowest validation loss"} if exported else {}
     card = model_card(run.label, run.config.teacher.model, _recipe(run), details)
-    quantize_prepared(student, run.config.students[run.student].quantization_aware)
-    end = learned_turn_end(_tokenizer(run.config, base)) if run.config.data.has_chats else None
+    quantize_prepared(student, inputs.shape.quantization_aware)
+    end = learned_turn_end(student_tokenizer(run.config, base)) if run.config.data.has_chats else None
     export_student(student, base, folder / "student", card, read_template(run.config.data.chat_template), end)
     check_reloads(student, folder / "student", ids, expected_logits, is_remote_code_allowed(folder / "student"))
     return size
-
-
-def _build_training_setup(
-    run: Run,
-    folder: Path,
-    student: Any,
-    vocab_size: int,
-    prepared: data.PreparedData,
-    teacher: Teacher | None,
-    progress_callback: ProgressCallback,
-    teacher_folder: Path,
-    calibration: CalibrationData,
-) -> TrainingJob:
-    config = run.config
-    base = student_base_folder(config, teacher_folder)
-    earlier = earlier_stages(run, folder)
-    rows_before = earlier.rows_read.get(prepared.fingerprint, 0)
-    module = PackedDataModule(prepared.train, prepared.validation, config.training, config.seed, rows_before)
-    objective = build_objective(config.objective.terms, config.objective.temperature_scaling)
-    if isinstance(teacher, PrefetchingTeacher) and objective.needs_teacher and not is_on_policy_enabled(config.on_policy):
-        module.look_ahead = teacher.prefetch  # some batches of on-policy training are never read
-    model = getattr(teacher, "model", None)
-    teacher_config = load_model_config(teacher_folder)
-    align = partial(build_feature_alignment, objective, student, teacher_config, model, calibration.batches, config.seed)
-    # by cka it looks at weights, which only the first rank has of sharded models
-    feature_alignment = broadcast_from_rank_zero(align) if config.training.strategy == "fsdp" else align()
-    models = [m for m in (student, model) if m is not None]
-    use_eager_attention(objective, *models)
-    use_packed_attention(config.training.packed_attention, *models)
-    prepare_student(student, config.training)
-    distiller = Distiller(
-        student,
-        teacher,
-        objective,
-        vocab_size=vocab_size,
-        fused_loss_settings=_fused_loss_settings(config),
-        feature_alignment=feature_alignment,
-        on_policy_generator=_build_on_policy_text(
-            config, student, vocab_size, base, model, module.steps, folder / f"vllm-{get_rank()}.log"
-        ),
-        **optimizer_settings(config.training),
-    )
-    fingerprints = training_fingerprints(run, teacher_folder, student, prepared, objective)
-    return TrainingJob(
-        folder,
-        distiller,
-        module,
-        config.training,
-        config.seed,
-        progress_callback,
-        fingerprints,
-        config.launcher.on_mismatch,
-        _callbacks(config, base, module.steps, progress_callback),
-        config.loggers,
-        to_dict(config),
-        earlier.steps,
-        earlier.tokens,
-    )
-
-
-def _callbacks(config: ExperimentConfig, base: Path, steps: int, progress_callback: ProgressCallback) -> list[Callback]:
-    """What happens beside the training as the experiment asks for it."""
-    callbacks: list[Callback] = [CustomScalarsCallback()]
-    if is_on_policy_enabled(config.on_policy):
-        callbacks.append(OnPolicyCollapseWarning(progress_callback))
-    if config.evaluation.interval:
-        tokenizer = _tokenizer(config, base)
-        callbacks.append(EvaluationCallback(tokenizer, config.evaluation, config.dataset_source, steps))
-    return callbacks
-
-
-def _tokenizer(config: ExperimentConfig, base: Path) -> Any:
-    """The student's tokenizer, with the chat template that it is trained on."""
-    return set_chat_template(load_tokenizer(base), read_template(config.data.chat_template))
-
-
-def _build_on_policy_text(
-    config: ExperimentConfig, student: Any, vocab_size: int, base: Path, teacher: Any, steps: int, log_path: Path
-) -> OnPolicyGenerator | None:
-    """What makes batches of the student's own text, or None where it writes none. log_path: file for what vLLM prints."""
-    if not is_on_policy_enabled(config.on_policy):
-        return None
-    ends = get_eos_token_ids(student, _tokenizer(config, base), config.data.has_chats)
-    engine = None
-    if config.generation.backend == VLLM_BACKEND:
-        engine = VLLMEngine(config.generation, torch_dtype(config.training.precision), log_path)
-    return OnPolicyGenerator(config.on_policy, ends, vocab_size, teacher, config.seed, steps, engine)
-
-
-def _fused_loss_settings(config: ExperimentConfig) -> FusedLossSettings:
-    objective = config.objective
-    device = hardware.device_for(config.training.accelerator)
-    compiled = objective.compile == "always" or (objective.compile == "auto" and can_compile(device))
-    dtype = torch_dtype(config.training.precision)
-    return FusedLossSettings(
-        objective.chunk_size or None, compiled, dtype, objective.memory_budget, kernel=objective.compile != "never"
-    )
 
 
 def _recipe(run: Run) -> str:

@@ -9,7 +9,7 @@ generated/<key>/manifest.json            writer, sampling, source of the prompts
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,7 @@ class GenerationContext:
     device: torch.device = torch.device("cpu")
     backend: GenerationBackendConfig = dataclasses.field(default_factory=GenerationBackendConfig)
     evaluation_texts: EvaluationTexts | None = None
+    plugins: Sequence[str] = ()  # sha256 of the files that register custom filters
 
 
 def check_generated_corpora(data: DataConfig, dataset_source: str) -> None:
@@ -138,6 +139,8 @@ def generated_corpus_path(key: str, generated: GeneratedConfig, context: Generat
         filters.pop("min_mean_logprob", None)
     if generated.filters.decontamination_ngram and context.evaluation_texts is not None:
         filters["evaluation"] = context.evaluation_texts.fingerprint
+    if generated.filters.custom and context.plugins:
+        filters["plugins"] = list(context.plugins)
     return (
         completions_folder(_fingerprint_fields(key, generated, context, dataset_source))
         / f"corpus-{fingerprint(filters)}.jsonl"

@@ -69,9 +69,14 @@ def answer_comparison_metadata(filters: FiltersConfig) -> dict[str, Any]:
     compares = filters.require_correct or filters.min_agreement
     found: dict[str, Any] = {"comparison": ANSWER_COMPARISON_VERSION} if compares else {}
     if filters.custom:
-        files = {name: inspect.getsourcefile(CUSTOM_FILTERS[name]) for name in filters.custom}
+        files = {name: _source_file(CUSTOM_FILTERS[name]) for name in filters.custom}
         found["custom"] = {name: sha256_of(Path(file)) for name, file in files.items() if file}
     return found
+
+
+def _source_file(custom: CompletionFilter) -> str | None:
+    """Of what is called, itself or its class."""
+    return inspect.getsourcefile(custom if inspect.isroutine(custom) else type(custom))
 
 
 def filter_completions(

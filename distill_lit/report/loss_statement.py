@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from distill_lit.analysis.long_tail import INSUFFICIENT, LongTail, averaged_flips
-from distill_lit.analysis.results import has_several_teachers
+from distill_lit.analysis.results import has_other_teacher
 from distill_lit.analysis.score_table import MACRO_AVERAGE
 from distill_lit.analysis.scores import Scores
 from distill_lit.report.number_format import (
@@ -56,7 +56,7 @@ def _kept(scores: Scores, frame: pd.DataFrame, label: str) -> str:
 
 def _learns_from_others(scores: Scores) -> bool:
     """Whether students may learn from other teachers than the one whose answers theirs are compared with."""
-    return has_several_teachers(scores.results.runs) or any(group.role == "derived" for group in scores.groups)
+    return has_other_teacher(scores.results.runs) or any(group.role == "derived" for group in scores.groups)
 
 
 def _flips(scores: Scores, report: LongTail, label: str) -> str:

@@ -9,7 +9,7 @@ from distill_lit.analysis import scores as sc
 from distill_lit.analysis.answer import EQUIVALENT, UNKNOWN
 from distill_lit.analysis.axis_tests import AxisTest
 from distill_lit.analysis.pareto import CLAIM_HOLDS, CLAIM_UNDECIDED, COST_AXES, efficiency_claims
-from distill_lit.analysis.results import has_several_teachers
+from distill_lit.analysis.results import has_other_teacher
 from distill_lit.analysis.score_table import MACRO_AVERAGE, find_baselines
 from distill_lit.analysis.scores import Scores
 from distill_lit.report.number_format import (
@@ -95,7 +95,7 @@ def verdict(
     clauses = [axis_clause(test, scores.analysis.alpha, are_several) for test in axes] if len(axes) > 1 else []
     sentences = [f"{clause}." if clause else "" for clause in clauses]
     sentences += [_kept(scores, frame, students), _other_endpoints(students)]
-    sentences += [_text(students, has_several_teachers(scores.results.runs)), claim_sentence(scores)]
+    sentences += [_text(students, has_other_teacher(scores.results.runs)), claim_sentence(scores)]
     return [sentence for sentence in sentences if sentence]
 
 
@@ -242,8 +242,9 @@ def _text(students: list[StudentVerdict], are_several: bool = False) -> str:
         return f"On held-out training text the {whose} nats per token, {losses}."
     sentences = []
     for loss, taught in by_teacher.items():
+        others = dict.fromkeys(student.other_teacher for student in taught if student.other_teacher not in student.name)
         whose = (
-            f"teacher of {_named_or_counted(taught)} has a loss of"
+            f"teacher of {_named_or_counted(taught)}{f' ({join_words(list(others))})' if others else ''} has a loss of"
             if are_several or len(by_teacher) > 1
             else "teacher's own loss is"
         )

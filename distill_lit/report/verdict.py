@@ -15,7 +15,7 @@ from distill_lit.analysis.answer import (
     TeacherEffect,
     overall_outcome,
 )
-from distill_lit.analysis.model_groups import ModelGroup, grid_value_label, group_cost
+from distill_lit.analysis.model_groups import ModelGroup, grid_value_label, group_cost, validation_teacher
 from distill_lit.analysis.score_table import MACRO_AVERAGE
 from distill_lit.analysis.scores import Scores
 from distill_lit.analysis.significance import Interval
@@ -45,6 +45,7 @@ class StudentVerdict:
     relative_size: float  # its parameters over the teacher's
     teacher_loss: float  # cross-entropy on held-out training text, nats per token; NaN where the two do not compare
     ce_only_loss: float  # of the student without teacher
+    other_teacher: str = ""  # whose loss that is, where it is not the model that is evaluated as the teacher
 
     @property
     def is_known(self) -> bool:
@@ -117,6 +118,7 @@ def _verdict(
         relative_size=_cost(scores, g, "parameters") / teacher_size,
         teacher_loss=losses[0],
         ce_only_loss=losses[1],
+        other_teacher=validation_teacher(scores.groups[g], scores.results),
     )
 
 

@@ -21,6 +21,7 @@ from distill_lit.teachers.online import OnlineTeacher
 from distill_lit.teachers.registry import (
     cached_teacher_source,
     describe_teacher,
+    is_shipped_source,
     register_teacher,
     sources_supporting,
     teacher_capabilities,
@@ -53,6 +54,7 @@ __all__ = [
     "TeacherSource",
     "cached_teacher_source",
     "describe_teacher",
+    "is_shipped_source",
     "register_teacher",
     "sources_supporting",
     "teacher_capabilities",

@@ -50,6 +50,11 @@ def teacher_source(config: TeacherConfig) -> TeacherSource:
     return TEACHER_SOURCES[config.source]
 
 
+def is_shipped_source(config: TeacherConfig) -> bool:
+    """Whether the chosen source is code of this package. Raises UserError for one that is not registered."""
+    return type(teacher_source(config)).__module__.partition(".")[0] == __name__.partition(".")[0]
+
+
 def cached_teacher_source(config: TeacherConfig) -> CachedTeacherSource:
     """The chosen source, whose `needs_cache` is true. Raises UserError for one that cannot write a cache."""
     source = teacher_source(config)

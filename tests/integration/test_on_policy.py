@@ -20,7 +20,7 @@ from distill_lit.config import OnPolicyConfig, TermConfig, load_experiment
 from distill_lit.data.datamodule import PackedDataModule
 from distill_lit.data.loader import make_batch
 from distill_lit.experiment.plan import plan_runs
-from distill_lit.experiment.student import _build_on_policy_text
+from distill_lit.experiment.training_job import _build_on_policy_text
 from distill_lit.experiment.validation import check_experiment
 from distill_lit.generation.sampling import SamplingParams, generate_batch
 from distill_lit.losses import build_objective

@@ -9,11 +9,12 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from numbers import Integral
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, assert_never, get_args
 
 import torch
 from torch import Tensor, nn
 
+from distill_lit.config.fields import LayerSelectionMethod
 from distill_lit.models.pruning.architecture import get_decoder_layers, rebuild
 from distill_lit.models.pruning.calibration import ModelInputs, with_valid_tokens
 from distill_lit.models.pruning.layer_settings import apply_settings, layer_settings
@@ -23,7 +24,7 @@ from distill_lit.utils.progress import ProgressCallback
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-LAYER_SELECTION_METHODS = ("uniform", "first_last", "block_influence", "kl_greedy")
+LAYER_SELECTION_METHODS: tuple[LayerSelectionMethod, ...] = get_args(LayerSelectionMethod)
 
 
 def check_layers(layers: Any, num_layers: int) -> None:
@@ -56,7 +57,7 @@ def check_num_layers(layers: Any, num_layers: int, total: int) -> None:
 def choose_layers(
     model: PreTrainedModel,
     num_layers: int,
-    method: str,
+    method: LayerSelectionMethod,
     batches: Iterable[Mapping[str, Tensor]],
     progress: ProgressCallback | None = None,
 ) -> list[int]:
@@ -71,18 +72,22 @@ def choose_layers(
     """
     if not isinstance(method, str):
         raise UserError(f"layers: {method!r} is no method; choose from {', '.join(sorted(LAYER_SELECTION_METHODS))}")
-    total = len(get_decoder_layers(model)[1])
     check_layers(method, num_layers)
+    total = len(get_decoder_layers(model)[1])
     _check_num_kept(num_layers, total)
-    if method == "uniform":
-        return [round(i * (total - 1) / max(1, num_layers - 1)) for i in range(num_layers)]
-    if method == "first_last":
-        return [*range(num_layers - num_layers // 2), *range(total - num_layers // 2, total)]
-    if method == "block_influence":
-        scores = block_influence(model, batches)
-        return sorted(sorted(range(total), key=lambda i: -scores[i])[:num_layers])
-    removed = removal_order(model, num_layers, batches, progress=progress)
-    return sorted(set(range(total)) - set(removed))
+    match method:
+        case "uniform":
+            return [round(i * (total - 1) / max(1, num_layers - 1)) for i in range(num_layers)]
+        case "first_last":
+            return [*range(num_layers - num_layers // 2), *range(total - num_layers // 2, total)]
+        case "block_influence":
+            scores = block_influence(model, batches)
+            return sorted(sorted(range(total), key=lambda i: -scores[i])[:num_layers])
+        case "kl_greedy":
+            removed = removal_order(model, num_layers, batches, progress=progress)
+            return sorted(set(range(total)) - set(removed))
+        case _:
+            assert_never(method)
 
 
 def _check_num_kept(num_layers: Any, total: int) -> None:

@@ -5,8 +5,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from distill_lit.analysis.model_groups import ModelGroup, group_cost
-from distill_lit.analysis.results import SAME_TEACHER_NATS, has_different_validation_data, has_several_teachers
+from distill_lit.analysis.model_groups import ModelGroup, group_cost, validation_teacher
+from distill_lit.analysis.results import (
+    SAME_TEACHER_NATS,
+    has_different_validation_data,
+    has_other_teacher,
+    has_several_teachers,
+)
 from distill_lit.analysis.score_table import find_baselines
 from distill_lit.analysis.scores import Scores
 from distill_lit.config.derivation import STAGE_MODEL
@@ -49,7 +54,7 @@ def curves_figure(scores: Scores, curves: pd.DataFrame) -> Any:
     if not trained or not known or not {"model", "step"} <= set(curves):
         return None
     own = ", each on its own data" if has_different_validation_data(scores.results.runs) else ""
-    whose = "its own teacher" if has_several_teachers(scores.results.runs) else "the teacher"
+    whose = "its own teacher" if has_other_teacher(scores.results.runs) else "the teacher"
     with matplotlib.rc_context(MATPLOTLIB_RC):
         figure = Figure(figsize=(max(8.2, 3.6 * len(known)), 3.9), layout="constrained")
         FigureCanvasAgg(figure)
@@ -153,14 +158,14 @@ def _teacher_losses(scores: Scores, distilled: list[ModelGroup], names: dict[str
             same.append(group)
         elif np.isfinite(loss):
             losses.append((loss, [group]))
-    if len(losses) == 1 and not has_several_teachers(scores.results.runs):  # else not the one that is evaluated
+    if len(losses) == 1 and not has_other_teacher(scores.results.runs):  # else not the one that is evaluated
         return {teacher_label(scores): losses[0][0]}
     return {_teacher_name(scores, taught, names): loss for loss, taught in losses}
 
 
 def _teacher_name(scores: Scores, taught: list[ModelGroup], names: dict[str, str]) -> str:
     """A teacher's name in the grid, else whom it teaches, or whose text that is."""
-    values = {dict(group.grid_point).get("grid.teacher", "") for group in taught}
+    values = {dict(group.grid_point).get("grid.teacher") or validation_teacher(group, scores.results) for group in taught}
     if len(values) == 1 and (value := values.pop()):
         return value if value == "teacher" else f"teacher: {value}"
     whose = "on the text of" if has_different_validation_data(scores.results.runs) else "of"

@@ -4,10 +4,17 @@ import numpy as np
 import pandas as pd
 
 from distill_lit.analysis.derived_columns import count_ties
-from distill_lit.analysis.model_groups import REFERENCE_ROLES, describe_grid_value, short_axis_names
+from distill_lit.analysis.model_groups import (
+    REFERENCE_ROLES,
+    describe_grid_value,
+    group_cost,
+    short_axis_names,
+    validation_teacher,
+)
 from distill_lit.analysis.results import has_different_validation_data, has_several_teachers
 from distill_lit.analysis.score_table import MACRO_AVERAGE
 from distill_lit.analysis.scores import Scores
+from distill_lit.report.number_format import join_words
 from distill_lit.report.tables.footnotes import exported_step_notes, tasks_in_words
 
 FEW_DOCUMENTS, FEW_PASSAGES = 30, 10
@@ -97,6 +104,7 @@ def _validation_notes(scores: Scores) -> list[str]:
             "KL: to each student's own teacher, so that it does not compare between teachers; of a student without teacher "
             "that stands beside several, to the first."
         )
+    notes += _other_teacher_notes(scores)
     has_losses = "val_ce" in runs and runs["val_ce"].notna().any()
     if has_losses and has_other_vocabulary(scores):
         notes.append("Losses are per token of the student's vocabulary; the teacher's has another, and is not compared.")
@@ -106,6 +114,21 @@ def _validation_notes(scores: Scores) -> list[str]:
             f"The teacher's own loss on the corpus is not in these records{why if _asks_no_teacher(scores) else ''}."
         )
     return notes
+
+
+def _other_teacher_notes(scores: Scores) -> list[str]:
+    """Whose KL and loss they are, where it is not the model in the row `teacher`."""
+    asked: dict[str, list[str]] = {}
+    for group in scores.groups:
+        if np.isfinite(group_cost(group, scores.results, "val_teacher_nll")):
+            asked.setdefault(validation_teacher(group, scores.results), []).append(group.label)
+    row = f"not of the model in the row {scores.results.display.label('teacher')}"
+    if not any(asked):
+        return []
+    if len(asked) == 1:
+        return [f"KL and the teacher's loss on the corpus are of {next(iter(asked))}, {row}."]
+    named = [f"of {join_words(labels)} to {name}" for name, labels in asked.items() if name]
+    return [f"KL and the teacher's loss on the corpus: {'; '.join(named)}, {row}."]
 
 
 def ties_note(scores: Scores) -> str:

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from distill_lit.analysis.model_groups import REFERENCE_ROLES, ModelGroup, group_cost
+from distill_lit.analysis.model_groups import REFERENCE_ROLES, ModelGroup, group_cost, validation_teacher
 from distill_lit.analysis.results import SAME_TEACHER_NATS
 from distill_lit.analysis.score_table import COSTS, MACRO_AVERAGE
 from distill_lit.analysis.scores import Scores
@@ -87,7 +87,7 @@ def task_table(scores: Scores, frame: pd.DataFrame, title: str = "Scores by task
 
 def _corpus_losses(scores: Scores) -> dict[str, list[str]]:
     """{column: text per group}: cross-entropy on held-out training text, the teacher's own in its row, or, where students
-    read different texts, in a column."""
+    read different texts or have other teachers, in a column."""
     own = [group_cost(group, scores.results, "val_ce") for group in scores.groups]
     teacher = [group_cost(group, scores.results, "val_teacher_nll") for group in scores.groups]
     if has_other_vocabulary(scores):
@@ -95,10 +95,12 @@ def _corpus_losses(scores: Scores) -> dict[str, list[str]]:
     known = [value for value in teacher if np.isfinite(value)]
     if not np.isfinite(own).any():
         return {}
-    if known and np.ptp(known) <= SAME_TEACHER_NATS and scores.teacher is not None:
-        own[scores.teacher] = known[0]
+    others = [validation_teacher(group, scores.results) for group in scores.groups]
+    of_row = [value for value, other in zip(teacher, others, strict=True) if np.isfinite(value) and not other]
+    if of_row and np.ptp(of_row) <= SAME_TEACHER_NATS and scores.teacher is not None:
+        own[scores.teacher] = of_row[0]
     shown = {CORPUS_LOSS: [_nats(value, group) for value, group in zip(own, scores.groups, strict=True)]}
-    if known and np.ptp(known) > SAME_TEACHER_NATS:
+    if known and (np.ptp(known) > SAME_TEACHER_NATS or any(others)):
         shown[TEACHER_LOSS] = [_nats(value, group) for value, group in zip(teacher, scores.groups, strict=True)]
     return shown
 

@@ -32,6 +32,7 @@ evaluation: {tasks: [x], include_path: tasks, probes: {p: {path: beside.jsonl}}}
 external_models: {other: big/teacher}
 variants: {far: {data.corpora.here.path: beside.jsonl}}
 plugins: [losses.py]
+student: one
 grid:
   variant: [far]
   'data.corpora.both.path, data.corpora.both.text': [[beside.jsonl, beside.jsonl], [here.jsonl, b]]
@@ -88,6 +89,7 @@ data: {corpora: {a: {path: questions, text: text}}}
 objective: {terms: {ce: {}}}
 evaluation: {tasks: [x]}
 variants: {far: {teacher.model: questions}, near: {students.own.from: folder_of_none}}
+student: own
 grid: {teacher.model: [teacher, questions, models/questions]}
 """
 

@@ -1,6 +1,7 @@
 """Grids: zipped axes, exclusions, inclusions, axes of variants, what is refused, and the names of keys in labels."""
 
 import itertools
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from distill_lit.utils.exceptions import UserError
 BASE = """
 name: x
 teacher: {model: 'file:x'}
+student: d24
 students: {d24: {num_layers: 24}, d18: {num_layers: 18}, d6: {num_layers: 6}}
 objective: {terms: {ce: {weight: 0.5}, kl: {kind: forward_kl, weight: 0.5}}}
 data: {corpora: {a: {path: 'file:a.txt'}, b: {path: 'file:b.txt'}}}
@@ -258,15 +260,14 @@ def test_a_key_is_called_by_its_shortest_ending_that_no_other_key_has(keys: list
 
 def test_labels_tell_axes_apart_that_end_alike(file: Path) -> None:
     text = """
-student: d6
 baselines: []
 variants: {loss: {kl: {}, rkl: {objective.terms.kl.kind: reverse_kl}}}
 grid:
   {objective.terms.kl.weight: [0.5, 1.0], objective.terms.ce.weight: [1.0], variant.loss: [kl], data.seed: [3], seed: [0]}
 """
     assert [run.label for run in plan_runs(loaded(file, text))] == [
-        "d6-kl.weight=0.5-ce.weight=1.0-loss=kl-data.seed=3-seed=0",
-        "d6-kl.weight=1.0-ce.weight=1.0-loss=kl-data.seed=3-seed=0",
+        "d24-kl.weight=0.5-ce.weight=1.0-loss=kl-data.seed=3-seed=0",
+        "d24-kl.weight=1.0-ce.weight=1.0-loss=kl-data.seed=3-seed=0",
     ]
 
 
@@ -274,20 +275,19 @@ def test_baselines_of_a_grid_with_zipped_axes_have_labels_and_points_of_their_ow
     """Without the teacher, the loss's temperature is nothing: one baseline for both temperatures of a rate."""
     zipped = "'training.learning_rate, objective.terms.kl.temperature': [[1e-4, 1.0], [1e-4, 2.0], [3e-4, 1.0]]"
     text = f"""
-student: d6
 baselines: [ce_only]
 grid: {{{zipped}, seed: [0, 1], exclude: [{{training.learning_rate: 3e-4, seed: 1}}]}}
 """
     found = [run.label for run in plan_runs(loaded(file, text))]
     assert found == [
-        "d6-ce_only-learning_rate=0.0001-seed=0",
-        "d6-ce_only-learning_rate=0.0003-temperature=1.0-seed=0",
-        "d6-learning_rate=0.0001-temperature=1.0-seed=0",
-        "d6-learning_rate=0.0001-temperature=2.0-seed=0",
-        "d6-learning_rate=0.0003-temperature=1.0-seed=0",
-        "d6-ce_only-learning_rate=0.0001-seed=1",
-        "d6-learning_rate=0.0001-temperature=1.0-seed=1",
-        "d6-learning_rate=0.0001-temperature=2.0-seed=1",
+        "d24-ce_only-learning_rate=0.0001-seed=0",
+        "d24-ce_only-learning_rate=0.0003-temperature=1.0-seed=0",
+        "d24-learning_rate=0.0001-temperature=1.0-seed=0",
+        "d24-learning_rate=0.0001-temperature=2.0-seed=0",
+        "d24-learning_rate=0.0003-temperature=1.0-seed=0",
+        "d24-ce_only-learning_rate=0.0001-seed=1",
+        "d24-learning_rate=0.0001-temperature=1.0-seed=1",
+        "d24-learning_rate=0.0001-temperature=2.0-seed=1",
     ]
 
 
@@ -331,3 +331,32 @@ def test_a_value_of_a_key_may_be_given_where_that_key_is(file: Path) -> None:
     assert points(file, "variants: {few: {data.max_tokens: 1, training.max_tokens: 2}}", value, "data.max_tokens=5")
     assert points(file, "variants: {few: {data.seed: 1}}", value, "data.max_tokens=5")
     assert points(file, "grid: {seed: [0]}", "question=costs \\${seed}")
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        "grid: {student: [d24]}",
+        "grid: {'student, seed': [[d18, 0], [d6, 1]]}",
+        "student: d6",
+        "models: {a: {student: d18}, b: {student: d6}}",
+        "models: {a: {student: d18}}\ngrid: {models.a.student: [d18, d6]}",
+        "variants: {a: {student: d18}, b: {student: d6}}\ngrid: {variant: [a, b]}",
+        "grid: {seed: [0], include: [{seed: 1, student: d18}, {seed: 2, student: d6}]}",
+    ],
+)
+def test_several_students_are_fine_where_something_names_all_but_the_first_or_one_is_chosen(file: Path, more: str) -> None:
+    file.write_text(BASE.replace("student: d24\n", "") + more)
+    assert list(expand_grid(load_experiment(file)))
+
+
+@pytest.mark.parametrize(
+    ("more", "left"),
+    [("", "d24, d18, d6"), ("grid: {seed: [0, 1]}", "d24, d18, d6"), ("models: {a: {student: d18}}", "d24, d6")],
+)
+def test_a_student_that_would_never_run_is_refused(file: Path, more: str, left: str) -> None:
+    """Only the first one ran, and nothing was said of the others."""
+    file.write_text(BASE.replace("student: d24\n", "") + more)
+    words = f"nothing says which of {left} to train; all: grid: {{student: [{left}]}}, one: student: d24"
+    with pytest.raises(UserError, match=re.escape(words)):
+        load_experiment(file)

@@ -70,6 +70,7 @@ def test_no_run_depends_on_them_and_results_keep_them(tmp_path: Path) -> None:
 PLAN = """
 name: x
 teacher: {model: "file:t"}
+student: deep
 students: {deep: {num_layers: 2}, wide: {num_layers: 3}, left: {num_layers: 4}}
 evaluation: {tasks: [sciq]}
 """

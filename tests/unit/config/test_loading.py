@@ -24,6 +24,7 @@ from distill_lit.config import (
     non_default_fields,
     to_dict,
 )
+from distill_lit.models.pruning import LAYER_SELECTION_METHODS
 from distill_lit.utils.exceptions import UserError
 
 BASE = (
@@ -164,7 +165,7 @@ def test_sections_are_dataclasses() -> None:
 
 def test_a_key_holds_what_its_union_says(file: Path) -> None:
     half = "{shape: cosine, start: 1, end: 0.5, from: 0.2, until: 1}"
-    config = load_experiment(file, [f"objective.terms.kl.weight={half}", "students.two.layers=[0, 2]"])
+    config = load_experiment(file, [f"objective.terms.kl.weight={half}", "students.two.layers=[0, 2]", "student=one"])
     assert config.objective.terms["kl"].weight == {"shape": "cosine", "start": 1, "end": 0.5, "from": 0.2, "until": 1}
     assert config.students["two"].layers == [0, 2]
     steps = load_experiment(file, ["objective.terms.kl.weight={shape: piecewise, points: {0: 1, 0.5: 2}}"])
@@ -191,6 +192,7 @@ def test_an_interpolation_is_the_value_of_its_key_or_its_default(file: Path) -> 
         "training.micro_batch_size=${cost.requests}",
         "training.keep_checkpoints=${training.gradient_checkpointing}",
         "data.corpora.a={path: 'file:${name}', text: 'cost \\${b} of ${data.corpora.a.split}'}",
+        "student=one",
         "students.two.config={size: '${students.one.width.hidden_size}'}",
     ]
     config = load_experiment(file, overrides)
@@ -254,3 +256,11 @@ def sections_below(section: Any) -> set[Any]:
 def test_a_text_longer_than_a_file_name_is_no_experiment() -> None:
     """As an override is in the place of the file."""
     assert refusal(Path(f"grid={'x' * 300}")).startswith("no experiment file grid=xxx")
+
+
+@pytest.mark.parametrize("method", LAYER_SELECTION_METHODS)
+def test_every_way_of_choosing_layers_is_a_value_and_in_the_help(file: Path, method: str) -> None:
+    config = load_experiment(file, [f"students.one.layers={method}"])
+    assert config.students["one"].layers == method
+    about = StudentConfig.__dataclass_fields__["layers"].default.description
+    assert method in about

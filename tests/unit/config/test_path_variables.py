@@ -24,6 +24,7 @@ from distill_lit.utils.plugins import plugin_hash
 BASE = """
 name: x
 teacher: {model: 'file:${SCRATCH}/teacher'}
+student: one
 students: {one: {num_layers: 1}, own: {from: "file:$SCRATCH/own"}}
 data: {corpora: {a: {path: '${SCRATCH}/a.txt', text: '$SCRATCH {{ text }}'}}}
 objective: {terms: {ce: {}}}

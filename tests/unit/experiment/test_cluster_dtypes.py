@@ -25,7 +25,7 @@ echo x >> "$CALLS"
 echo "$SAYS"
 """
 GRID = ["launcher.engine=slurm", "launcher.slurm.gpus_per_node=0", "training.accelerator=cpu", "baselines=[]",
-        "objective.terms.kl={kind: forward_kl, weight: 1}", "grid={seed: [0, 1, 2]}"]  # fmt: skip
+        "objective.terms.kl={kind: forward_kl, weight: 1}", "grid={student: [deep], seed: [0, 1, 2]}"]  # fmt: skip
 
 
 @pytest.fixture
@@ -156,7 +156,7 @@ def test_this_machine_measures_once_and_all_shards_take_it(tmp_path: Path, monke
         return said[0]
 
     def local(*changes: str) -> Experiment:
-        cpu = ("training.accelerator=cpu", "grid={seed: [0, 1, 2]}", *changes)
+        cpu = ("training.accelerator=cpu", "grid={student: [deep], seed: [0, 1, 2]}", *changes)
         return Experiment.from_yaml("quickstart", cpu, tmp_path)
 
     monkeypatch.setattr(hardware, "fastest_dtype", fastest_dtype)

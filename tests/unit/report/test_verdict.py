@@ -265,6 +265,34 @@ def test_the_loss_of_the_teacher_stands_beside_the_students(tmp_path: Path) -> N
     assert "The teacher's own loss on the corpus is not in these records." in notes
 
 
+def test_the_loss_of_another_teacher_is_not_that_of_the_model_in_its_row(tmp_path: Path) -> None:
+    """Of a uniform teacher, say, beside the scores of a model that was never asked about the text."""
+    folder = build(tmp_path, documents=10, students={"deep": 0.8})
+    runs = pd.read_csv(folder / "runs.csv").assign(val_teacher=None, val_teacher_nll=np.nan)
+    runs.loc[runs["role"] == "teacher", "val_ce"] = np.nan
+    asked = runs["val_ce"].notna()
+    runs.loc[asked, ["val_teacher_nll", "val_teacher"]] = 3.8, "uniform"
+    runs.to_csv(folder / "runs.csv", index=False)
+    found = build_report_bundle(folder, FAST, "name")
+    table = score_table(found.scores, found.score_frame, "")
+    own, theirs = (table.columns.index(name) for name in ("loss on the corpus, nats", "teacher's loss there"))
+    assert [row[own].text for row in table.rows] == ["", "4.50", "4.50", "4.50"]
+    assert [row[theirs].text for row in table.rows] == ["", "3.80", "3.80", "3.80"]
+    notes = " ".join(table.footnotes)
+    assert "KL and the teacher's loss on the corpus are of uniform, not of the model in the row teacher." in notes
+    text = " ".join(verdict(found.scores, found.score_frame, found.students))
+    assert "teacher of deep (uniform) has a loss of 3.80 nats per token" in text and "teacher's own loss" not in text
+    # those that learn from no teacher were compared with the model itself
+    alone = runs.assign(val_teacher=runs["val_teacher"].where(runs["role"] == "distilled"))
+    alone.loc[asked & (runs["role"] != "distilled"), "val_teacher_nll"] = 3.7
+    alone.to_csv(folder / "runs.csv", index=False)
+    found = build_report_bundle(folder, FAST, "name")
+    table = score_table(found.scores, found.score_frame, "")
+    assert [row[own].text for row in table.rows] == ["3.70", "4.50", "4.50", "4.50"]
+    words = "the corpus: of deep distilled to uniform, not of the model in the row teacher."
+    assert words in " ".join(table.footnotes)
+
+
 def test_no_winner_is_named_among_equals(result: ReportBundle) -> None:
     five = [*result.students, replace(result.students[0], label="fifth")]
     known = [replace(effect, retention=Interval(0.5 + i / 100, 0.4, 0.6)) for i, effect in enumerate(five)]

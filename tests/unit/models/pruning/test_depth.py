@@ -162,6 +162,12 @@ def test_wrong_layers_are_refused(layers: object, depth: int, words: str) -> Non
         check_layers(layers, depth)
 
 
+def test_an_unknown_method_chooses_nothing() -> None:
+    """It was taken for kl_greedy, by which an experiment may be misled for long."""
+    with pytest.raises(UserError, match="layers: unknown method 'kl_gredy'; did you mean 'kl_greedy'"):
+        choose_layers(make_family("llama"), 2, "kl_gredy", BATCHES)
+
+
 def test_layers_beyond_the_teacher_are_refused() -> None:
     with pytest.raises(UserError, match="num_layers: 5 exceeds the teacher's 4 layers"):
         choose_layers(make_family("llama"), 5, "uniform", [])
