@@ -25,7 +25,7 @@ from distill_lit.config import load_experiment
 from distill_lit.experiment.experiment import Experiment
 from distill_lit.experiment.launcher.slurm import engine
 from distill_lit.experiment.launcher.slurm.queued_runs import queued_runs, stop_jobs
-from distill_lit.experiment.planned_run import Run
+from distill_lit.experiment.planning.planned_run import Run
 
 EXPERIMENT = """
 name: many

@@ -7,8 +7,8 @@ that of processes beside it. Where the folder has no runs, the committed results
 seconds of every task (records.parquet), by the wall clock alone, and tokens per second of every training step (curves.csv).
 The ninth decile of these is undisturbed, unless a run of the same student was twice as fast.
 
-The seconds that every run takes (`experiment/pace.py`) and the memory of a process (`experiment/memory_estimate.py`) were
-set by the quickstart runs below, so its rows start, export and GB do not test them; its arithmetic was set by nothing here.
+The seconds that every run takes and the memory of a process (`pace.py`, `memory_estimate.py` in `experiment/estimates`) were
+set by the quickstart runs below, so its rows start, export and GB do not test them; its arithmetic was set by nothing.
 
 Adds to plan_error.csv, where it replaces what it has of this experiment, and writes plan_error.md.
 """
@@ -29,8 +29,8 @@ import pandas as pd
 from distill_lit.analysis.records_file import RECORDS_FILE, read_records
 from distill_lit.config.roles import Role
 from distill_lit.experiment.experiment import Experiment
-from distill_lit.experiment.planned_run import Run
-from distill_lit.experiment.run_times import read_times
+from distill_lit.experiment.planning.planned_run import Run
+from distill_lit.experiment.state.run_times import read_times
 from distill_lit.utils import hardware
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import read_json, write_text

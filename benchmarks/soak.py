@@ -177,7 +177,11 @@ def kill_worker(driver: int, rng: random.Random) -> bool:
     """kill -9 to a worker of the driver after a random moment; whether there was one at work."""
     time.sleep(rng.uniform(0, 2.0))
     with contextlib.suppress(psutil.NoSuchProcess):
-        workers = [p for p in psutil.Process(driver).children() if "distill_lit.experiment.worker" in " ".join(p.cmdline())]
+        workers = [
+            p
+            for p in psutil.Process(driver).children()
+            if "distill_lit.experiment.execution.worker" in " ".join(p.cmdline())
+        ]
         busy = [p for p in workers if p.cpu_times().user > 1]
         if busy:
             rng.choice(busy).kill()

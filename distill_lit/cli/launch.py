@@ -6,8 +6,8 @@ from distill_lit.cli.exit_codes import DONE, SOME_RUNS_FAILED
 from distill_lit.cli.progress import RunDisplay
 from distill_lit.cli.run_table import print_plan
 from distill_lit.config.roles import Role
+from distill_lit.experiment.execution.stopping import Terminated
 from distill_lit.experiment.experiment import Experiment
-from distill_lit.experiment.stopping import Terminated
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import read_mapping
 

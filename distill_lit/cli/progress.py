@@ -9,8 +9,8 @@ from rich.live import Live
 from rich.text import Text
 
 from distill_lit.cli.progress_line import Work, progress_line
-from distill_lit.experiment.planned_run import Run
-from distill_lit.experiment.status import RunResults, format_seconds
+from distill_lit.experiment.planning.planned_run import Run
+from distill_lit.experiment.state.status import RunResults, format_seconds
 
 LOG_INTERVAL_SECONDS = 20.0  # between lines when the output is no terminal
 REFRESHES_PER_SECOND = 4

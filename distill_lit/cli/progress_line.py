@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
-from distill_lit.experiment.status import format_seconds
+from distill_lit.experiment.state.status import format_seconds
 
 LOSS, VALIDATION_KL, TRAINING_KL = "train/loss", "validation/teacher_kl", "train/teacher_kl"
 MIN_LABEL, MIN_BAR, MAX_BAR = 10, 4, 20

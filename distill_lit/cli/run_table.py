@@ -11,13 +11,13 @@ from distill_lit import assets
 from distill_lit.config.grid_points import grid_keys, shortest_names, value_text
 from distill_lit.config.hypothesis_validation import untestable_hypotheses
 from distill_lit.config.schema import GRID_VALUE_SEPARATOR
-from distill_lit.experiment.architectures import Architectures
-from distill_lit.experiment.estimate import Estimate, sum_estimates
+from distill_lit.experiment.estimates.memory_estimate import MEMORY_PARTS, Memory
+from distill_lit.experiment.estimates.pace import WORKER_SECONDS, makespan, num_workers
+from distill_lit.experiment.estimates.run_estimate import Estimate, sum_estimates
+from distill_lit.experiment.estimates.strategy import fit_line
 from distill_lit.experiment.experiment import Experiment
-from distill_lit.experiment.memory_estimate import MEMORY_PARTS, Memory
-from distill_lit.experiment.pace import WORKER_SECONDS, makespan, num_workers
-from distill_lit.experiment.planned_run import Run
-from distill_lit.experiment.strategy import fit_line
+from distill_lit.experiment.planning.architectures import Architectures
+from distill_lit.experiment.planning.planned_run import Run
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.hardware import BUSY_LOAD, load_per_core
 

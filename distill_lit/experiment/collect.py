@@ -15,13 +15,13 @@ from distill_lit.config import ExperimentConfig, to_yaml
 from distill_lit.config.grid_points import value_text
 from distill_lit.config.roles import Role
 from distill_lit.data.loader import optimizer_steps, rows_per_step
-from distill_lit.experiment import run as work
-from distill_lit.experiment.completion import SURPRISAL_FILE, is_run_complete
-from distill_lit.experiment.fingerprint import validation_data_fingerprint
-from distill_lit.experiment.pipeline import learns_from_teacher, referred_models
-from distill_lit.experiment.planned_run import Run
-from distill_lit.experiment.requirements import student_base_folder
-from distill_lit.experiment.run_data import prepare_run_data, resolve_generated_data
+from distill_lit.experiment.execution import run as work
+from distill_lit.experiment.execution.run_data import prepare_run_data, resolve_generated_data
+from distill_lit.experiment.planning.fingerprint import validation_data_fingerprint
+from distill_lit.experiment.planning.pipeline import learns_from_teacher, referred_models
+from distill_lit.experiment.planning.planned_run import Run
+from distill_lit.experiment.planning.requirements import student_base_folder
+from distill_lit.experiment.state.completion import SURPRISAL_FILE, is_run_complete
 from distill_lit.models import load_tokenizer, model_folder
 from distill_lit.teachers import teacher_capabilities
 from distill_lit.utils.exceptions import UserError

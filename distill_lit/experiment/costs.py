@@ -15,9 +15,9 @@ import torch
 from distill_lit.analysis.inference_cost import read_costs, summarize_costs
 from distill_lit.config import ExperimentConfig, non_default_fields, to_dict
 from distill_lit.config.roles import Role
-from distill_lit.experiment import run as work
-from distill_lit.experiment.completion import is_run_built, run_model_folder
-from distill_lit.experiment.planned_run import Run
+from distill_lit.experiment.execution import run as work
+from distill_lit.experiment.planning.planned_run import Run
+from distill_lit.experiment.state.completion import is_run_built, run_model_folder
 from distill_lit.profiling.inference import measure_costs
 from distill_lit.utils import hardware
 from distill_lit.utils.exceptions import UserError

@@ -16,13 +16,13 @@ from distill_lit.config import ExperimentConfig, load_experiment
 from distill_lit.config.hypothesis_validation import refuse_untestable
 from distill_lit.config.primary_endpoint import check_primary_endpoint
 from distill_lit.config.roles import Role
-from distill_lit.experiment.grid import GridPoint, expand_points
+from distill_lit.experiment.checks.remembered_checks import remembered_notes
+from distill_lit.experiment.checks.validation import check_experiment, check_gpus, untestable_at_points
 from distill_lit.experiment.plan import Plan, plan_runs
-from distill_lit.experiment.planned_run import Run
-from distill_lit.experiment.precision import Dtypes, LocalDtypes, has_auto, resolve_auto
-from distill_lit.experiment.remembered_checks import remembered_notes
-from distill_lit.experiment.run_references import RunReferences, has_run_references
-from distill_lit.experiment.validation import check_experiment, check_gpus, untestable_at_points
+from distill_lit.experiment.planning.grid import GridPoint, expand_points
+from distill_lit.experiment.planning.planned_run import Run
+from distill_lit.experiment.planning.precision import Dtypes, LocalDtypes, has_auto, resolve_auto
+from distill_lit.experiment.planning.run_references import RunReferences, has_run_references
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import write_json
 from distill_lit.utils.plugins import load_plugins
@@ -32,10 +32,10 @@ if TYPE_CHECKING:
 
     from distill_lit.analysis.declarations import Declaration
     from distill_lit.analysis.results import Results
-    from distill_lit.experiment.display import Display
-    from distill_lit.experiment.estimate import Estimate
+    from distill_lit.experiment.estimates.run_estimate import Estimate
+    from distill_lit.experiment.launcher.display import Display
     from distill_lit.experiment.launcher.slurm.node import ClusterDtypes
-    from distill_lit.experiment.status import RunResults
+    from distill_lit.experiment.state.status import RunResults
     from distill_lit.report.bundle import ReportBundle
 
 
@@ -159,7 +159,7 @@ class Experiment:
     @property
     def has_models(self) -> bool:
         """Whether all models that its runs need from elsewhere are here."""
-        from distill_lit.experiment.requirements import required_models
+        from distill_lit.experiment.planning.requirements import required_models
 
         return all(map(assets.is_fetched, required_models(self.runs)))
 
@@ -196,7 +196,7 @@ class Experiment:
 
     def fetch(self, note: Callable[[str, Path], None] = lambda *_: None) -> None:
         """Downloads and prepares all that it needs from elsewhere. note: told each reference and its path."""
-        from distill_lit.experiment.requirements import prepare_experiment_data
+        from distill_lit.experiment.planning.requirements import prepare_experiment_data
 
         for reference in self.required_assets:
             note(reference, assets.fetch(reference))
@@ -214,7 +214,7 @@ class Experiment:
 
     def check_gpus(self, runs: Sequence[Run]) -> None:
         """Raises UserError where this machine has too few GPUs for what is not done of these runs."""
-        from distill_lit.experiment.completion import is_run_complete
+        from distill_lit.experiment.state.completion import is_run_complete
 
         check_gpus(self.config.launcher, runs, lambda run: is_run_complete(run, self.folder_of(run)))
 
@@ -236,8 +236,8 @@ class Experiment:
         roles: only runs of these roles and what they depend on; detach: return once jobs are submitted. Where runs are
         chosen, other drivers may be at work on others. Raises Terminated when asked to stop.
         """
-        from distill_lit.experiment.display import SilentDisplay
-        from distill_lit.experiment.estimate import require_disk_space
+        from distill_lit.experiment.estimates.run_estimate import require_disk_space
+        from distill_lit.experiment.launcher.display import SilentDisplay
         from distill_lit.experiment.launcher.launch import launch_runs
 
         estimates = {run.name: estimate for run, estimate in self.estimated_runs(roles)}
@@ -303,14 +303,14 @@ class Experiment:
     def statuses(self) -> dict[str, tuple[str, str]]:
         """{name of a run: (status, note)}, as it is on disk and, where jobs were submitted, in the queue."""
         from distill_lit.experiment.launcher.slurm.status import join_queue
-        from distill_lit.experiment.status import get_run_status
+        from distill_lit.experiment.state.status import get_run_status
 
         on_disk = {run.name: get_run_status(run, self.folder_of(run)) for run in self.runs}
         return join_queue(on_disk, self.runs_folder)
 
     def run_results(self) -> "dict[str, RunResults]":
         """{name of a run: what it has come to so far}, as it is on disk."""
-        from distill_lit.experiment.status import read_run_results
+        from distill_lit.experiment.state.status import read_run_results
 
         return {run.name: read_run_results(run, self.folder_of(run)) for run in self.runs}
 
@@ -332,7 +332,7 @@ class Experiment:
         all_formats: figures as PDF and tables as TeX too. Raises UserError where no model has been evaluated yet, and for
         another primary endpoint than was declared.
         """
-        from distill_lit.experiment.run_state import DONE, FAILED
+        from distill_lit.experiment.state.run_state import DONE, FAILED
 
         statuses = self.statuses()
         if all(statuses[run.name][0] != DONE for run in self.models):

@@ -13,10 +13,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from distill_lit.config import load_experiment
-from distill_lit.experiment.completion import is_run_built
+from distill_lit.experiment.estimates.strategy import may_take_several_nodes
+from distill_lit.experiment.execution.run import join_run
 from distill_lit.experiment.experiment import Experiment
-from distill_lit.experiment.run import join_run
-from distill_lit.experiment.strategy import may_take_several_nodes
+from distill_lit.experiment.state.completion import is_run_built
 from distill_lit.utils.distributed.cluster_environment import remove_cluster_variables
 from distill_lit.utils.distributed.node import Node, node_from_environment
 from distill_lit.utils.distributed.peers import MEETING_SECONDS, POLL_SECONDS, Meeting, find_meeting

@@ -10,20 +10,20 @@ from distill_lit.config import ExperimentConfig
 from distill_lit.config.derivation import with_one_teacher
 from distill_lit.config.models import BASE_TEACHER
 from distill_lit.config.roles import Role
-from distill_lit.experiment.fingerprint import (
+from distill_lit.experiment.planning.fingerprint import (
     TEACHER_INT8,
     versioned_fingerprint,
 )
-from distill_lit.experiment.grid import GridPoint, expand_points
-from distill_lit.experiment.planned_run import Run
-from distill_lit.experiment.point_runs import PointRuns
-from distill_lit.experiment.precision import Dtypes, resolve_auto
-from distill_lit.experiment.run_labels import deduplicate_runs, make_labels_distinct
+from distill_lit.experiment.planning.grid import GridPoint, expand_points
+from distill_lit.experiment.planning.planned_run import Run
+from distill_lit.experiment.planning.point_runs import PointRuns
+from distill_lit.experiment.planning.precision import Dtypes, resolve_auto
+from distill_lit.experiment.planning.run_labels import deduplicate_runs, make_labels_distinct
 from distill_lit.models import INT8_RECIPE
 from distill_lit.utils.exceptions import UserError
 
 if TYPE_CHECKING:
-    from distill_lit.experiment.estimate import Estimate
+    from distill_lit.experiment.estimates.run_estimate import Estimate
 
 
 class Plan:
@@ -41,14 +41,14 @@ class Plan:
     @cached_property
     def required_assets(self) -> list[str]:
         """References of all models, wheels and files that they need."""
-        from distill_lit.experiment.requirements import required_assets
+        from distill_lit.experiment.planning.requirements import required_assets
 
         return required_assets(self.runs)
 
     @cached_property
     def estimates(self) -> "dict[str, Estimate | None]":
         """{name of a run: what it will cost}; all models must be here."""
-        from distill_lit.experiment.estimate import estimate_runs
+        from distill_lit.experiment.estimates.run_estimate import estimate_runs
 
         return dict(estimate_runs(self.runs))
 

@@ -7,9 +7,9 @@ from distill_lit import assets
 from distill_lit.analysis.declarations import Declaration, declare, declared_names
 from distill_lit.config.primary_endpoint import check_primary_endpoint, planned_endpoint
 from distill_lit.config.roles import Role
-from distill_lit.experiment.completion import is_run_built, is_run_complete
-from distill_lit.experiment.model_checks import check_against_teacher, check_models, check_services
-from distill_lit.experiment.run import check_sources_unchanged, check_text_unchanged
+from distill_lit.experiment.checks.model_checks import check_against_teacher, check_models, check_services
+from distill_lit.experiment.execution.run import check_sources_unchanged, check_text_unchanged
+from distill_lit.experiment.state.completion import is_run_built, is_run_complete
 from distill_lit.generation.corpus import check_api_keys
 
 if TYPE_CHECKING:

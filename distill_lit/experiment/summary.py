@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from distill_lit.config import to_yaml
-from distill_lit.experiment.completion import is_run_evaluated
-from distill_lit.experiment.run import tensorboard_hparams
+from distill_lit.experiment.execution.run import tensorboard_hparams
+from distill_lit.experiment.state.completion import is_run_evaluated
 from distill_lit.models import MODEL_CARD_FILENAME, add_results
 from distill_lit.training.tensorboard_summary import final_folder, write_experiment_summary, write_run_summary
 

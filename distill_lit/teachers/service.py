@@ -1,6 +1,6 @@
 """Where a server that an experiment has started itself is found: a file on disk, for all processes of its machine.
 
-Whoever runs the server (`experiment/services.py`) writes `endpoint.json`; whoever asks it waits
+Whoever runs the server (`experiment/execution/services.py`) writes `endpoint.json`; whoever asks it waits
 until the file says that it is ready, also after it has died and is being started again.
 """
 

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from distill_lit.cli import network_checks
 from distill_lit.cli.commands import doctor
-from distill_lit.experiment.memory_estimate import Memory
+from distill_lit.experiment.estimates.memory_estimate import Memory
 from distill_lit.profiling import compilation
 from distill_lit.utils import hardware
 from distill_lit.utils.array_store import save_arrays

@@ -14,7 +14,7 @@ from distill_lit.analysis.results import load_results
 from distill_lit.config import load_experiment
 from distill_lit.config.evaluation import EvaluationConfig
 from distill_lit.evaluation.evaluator import evaluate_model
-from distill_lit.experiment.validation import check_experiment
+from distill_lit.experiment.checks.validation import check_experiment
 from distill_lit.utils.exceptions import UserError
 
 QUICKSTART = ROOT / "experiments/quickstart.yaml"

@@ -13,7 +13,7 @@ from helpers import training_processes, warm_processes
 from helpers.training_processes import SABOTAGE, cli, command, finish, outcome, start, wait_until
 
 from distill_lit.config import load_experiment
-from distill_lit.experiment.claims import holder_of
+from distill_lit.experiment.state.claims import holder_of
 from distill_lit.utils.exceptions import UserError
 
 STUDENTS = """
@@ -120,7 +120,11 @@ def test_16_unknown_missing_and_cyclic(tmp_path: Path, experiment: Path) -> None
 
 def workers_of(driver: int) -> list[psutil.Process]:
     with contextlib.suppress(psutil.NoSuchProcess):
-        return [p for p in psutil.Process(driver).children() if "distill_lit.experiment.worker" in " ".join(p.cmdline())]
+        return [
+            p
+            for p in psutil.Process(driver).children()
+            if "distill_lit.experiment.execution.worker" in " ".join(p.cmdline())
+        ]
     return []
 
 

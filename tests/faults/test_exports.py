@@ -13,9 +13,9 @@ from transformers import AutoModelForCausalLM, MixtralConfig, OlmoeConfig, Qwen3
 
 from distill_lit import models
 from distill_lit.config import LoraConfig, load_experiment
-from distill_lit.experiment import student as building
+from distill_lit.experiment.execution import student as building
+from distill_lit.experiment.execution.run import build_run
 from distill_lit.experiment.plan import plan_runs
-from distill_lit.experiment.run import build_run
 from distill_lit.models.lora import add_adapters, merge_adapters
 from distill_lit.models.reload_check import (
     RELOAD_PROCESS,

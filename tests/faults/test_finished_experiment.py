@@ -15,9 +15,9 @@ from helpers.read_only import as_anyone, close, needs_rights, reopen
 from helpers.training_processes import SECRETS, cli, command, outcome, wait_until
 
 from distill_lit.config import load_experiment
-from distill_lit.experiment.completion import is_run_evaluated
 from distill_lit.experiment.plan import plan_runs
-from distill_lit.experiment.precision import resolve_auto
+from distill_lit.experiment.planning.precision import resolve_auto
+from distill_lit.experiment.state.completion import is_run_evaluated
 from distill_lit.utils.files import read_json
 
 pytestmark = pytest.mark.slow

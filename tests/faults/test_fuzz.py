@@ -26,8 +26,8 @@ from distill_lit.config import load_experiment, load_section, to_dict
 from distill_lit.config.evaluation import EvaluationConfig
 from distill_lit.config.schema import ExperimentConfig
 from distill_lit.evaluation.cache import DOCUMENT_COLUMNS, RECORD_COLUMNS, read_cached_evaluation, write_cached_evaluation
+from distill_lit.experiment.checks.validation import check_experiment
 from distill_lit.experiment.plan import plan_runs
-from distill_lit.experiment.validation import check_experiment
 from distill_lit.teachers.teacher_cache import is_teacher_cache_complete
 from distill_lit.training.checkpoint import find_latest_checkpoint, is_checkpoint_intact, load_checkpoint_weights_only
 from distill_lit.utils.array_store import open_arrays, save_arrays

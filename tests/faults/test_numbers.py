@@ -19,7 +19,7 @@ from distill_lit.config import load_experiment
 from distill_lit.config.data import CorpusConfig, DataConfig
 from distill_lit.data.loader import PackedLoader, ValidationLoader, make_batch
 from distill_lit.data.packing import PackedDataset, pack
-from distill_lit.experiment.validation import check_experiment
+from distill_lit.experiment.checks.validation import check_experiment
 from distill_lit.losses import build_objective, fused_linear_loss
 from distill_lit.losses.lm_head import get_lm_head
 from distill_lit.models import check_same_vocabulary, load_model, load_tokenizer, model_fingerprint

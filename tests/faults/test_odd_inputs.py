@@ -20,11 +20,12 @@ from distill_lit.config import CorpusConfig, EvaluationConfig, StudentConfig, lo
 from distill_lit.data.corpora import read_documents
 from distill_lit.data.tokenization import tokenize
 from distill_lit.evaluation.evaluator import evaluate_model
-from distill_lit.experiment import collect, completion
-from distill_lit.experiment.completion import evaluation_identity, is_run_built, is_run_evaluated
+from distill_lit.experiment import collect
+from distill_lit.experiment.checks.validation import check_experiment
 from distill_lit.experiment.plan import plan_runs
-from distill_lit.experiment.planned_run import Run
-from distill_lit.experiment.validation import check_experiment
+from distill_lit.experiment.planning.planned_run import Run
+from distill_lit.experiment.state import completion
+from distill_lit.experiment.state.completion import evaluation_identity, is_run_built, is_run_evaluated
 from distill_lit.models import check_student_origin, load_model, load_model_config, load_tokenizer
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import write_json

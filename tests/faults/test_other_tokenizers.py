@@ -17,7 +17,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from distill_lit.config import load_experiment
-from distill_lit.experiment.model_checks import check_against_teacher
+from distill_lit.experiment.checks.model_checks import check_against_teacher
 from distill_lit.experiment.plan import plan_runs
 from distill_lit.generation.completions import Completion
 from distill_lit.generation.perplexity import mean_completion_logprobs

@@ -13,7 +13,7 @@ from helpers import tiny_models, training_processes
 from helpers.training_processes import STEPS, WINDOW, cli, finish, kill_after, lines, log_of, run_folder, start, weights
 from helpers.warm_processes import MAY_BE_WARM
 
-from distill_lit.experiment.claims import claim_folder
+from distill_lit.experiment.state.claims import claim_folder
 from distill_lit.training.checkpoint import (
     CHECKPOINT_KEY,
     SafeCheckpointIO,

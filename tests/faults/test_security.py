@@ -354,7 +354,7 @@ def test_31_without_git_it_says_unknown(tmp_path: Path, experiment: Path, reason
     code = (
         f"import os, sys; sys.path.insert(0, {str(tmp_path / 'place')!r})\n"
         "from pathlib import Path; from distill_lit.config import load_experiment\n"
-        "from distill_lit.experiment.provenance import collect_provenance\n"
+        "from distill_lit.experiment.execution.provenance import collect_provenance\n"
         f"for path in (os.environ['PATH'], {str(Path(sys.executable).parent)!r}):\n"
         "    os.environ['PATH'] = path\n"
         f"    made = collect_provenance(load_experiment(Path({str(experiment)!r})), [], Path())\n"

@@ -16,9 +16,9 @@ from helpers import sleeping_driver
 from rich.console import Console
 
 from distill_lit.cli.commands import stop as stop_command
-from distill_lit.experiment import claims
-from distill_lit.experiment.claims import InUse, claim_folder, holder_of, is_claimed
 from distill_lit.experiment.launcher.drivers import driver_lease, find_drivers
+from distill_lit.experiment.state import claims
+from distill_lit.experiment.state.claims import InUse, claim_folder, holder_of, is_claimed
 
 HELPERS = Path(sleeping_driver.__file__).parent
 COUNT = 60
@@ -49,7 +49,7 @@ def test_sixty_runs_from_two_drivers_are_each_done_once(tmp_path: Path, shards: 
 def test_a_lease_keeps_others_out_and_dies_with_its_holder(tmp_path: Path) -> None:
     ready = tmp_path / "ready"
     code = (
-        "import sys, time; from pathlib import Path; from distill_lit.experiment.claims import claim_folder\n"
+        "import sys, time; from pathlib import Path; from distill_lit.experiment.state.claims import claim_folder\n"
         "with claim_folder(Path(sys.argv[1]), 0, '12_3'):\n    Path(sys.argv[2]).touch(); time.sleep(100)"
     )
     holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "run"), str(ready)])
@@ -70,7 +70,7 @@ def test_a_lease_keeps_others_out_and_dies_with_its_holder(tmp_path: Path) -> No
 
 def holder_process(code: str, ready: Path) -> "subprocess.Popen[bytes]":
     """A process that holds what `code` begins a `with` for, once `ready` is there."""
-    lines = ["import sys, time", "from pathlib import Path", "from distill_lit.experiment.claims import claim_folder",
+    lines = ["import sys, time", "from pathlib import Path", "from distill_lit.experiment.state.claims import claim_folder",
              "from distill_lit.experiment.launcher.drivers import driver_lease",
              f"with {code}:\n    Path({str(ready)!r}).touch(); time.sleep(100)"]  # fmt: skip
     process = subprocess.Popen([sys.executable, "-c", "\n".join(lines)])

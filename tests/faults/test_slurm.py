@@ -13,15 +13,15 @@ from helpers.slurm_cluster import kick, queue, say, wait_until, warn_of_end
 
 from distill_lit.config import ExperimentConfig, LauncherConfig, SlurmConfig, StudentConfig, TeacherConfig, TrainingConfig
 from distill_lit.config.roles import Role
-from distill_lit.experiment.display import SilentDisplay
+from distill_lit.experiment.launcher.display import SilentDisplay
 from distill_lit.experiment.launcher.outcome import Outcome
 from distill_lit.experiment.launcher.slurm import engine, watch
 from distill_lit.experiment.launcher.slurm.checks import check_cluster
 from distill_lit.experiment.launcher.slurm.node import ask_node
 from distill_lit.experiment.launcher.slurm.queued_runs import queued_runs, stop_jobs
 from distill_lit.experiment.launcher.slurm.status import join_queue
-from distill_lit.experiment.planned_run import Run
-from distill_lit.experiment.run_state import MISSING, STOPPED, last_status
+from distill_lit.experiment.planning.planned_run import Run
+from distill_lit.experiment.state.run_state import MISSING, STOPPED, last_status
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import fingerprint, read_json
 

@@ -13,10 +13,10 @@ from helpers import warm_processes
 from helpers.training_processes import SABOTAGE, command, outcome, run_folder, wait_until
 
 from distill_lit.config.roles import Role
-from distill_lit.experiment.display import SilentDisplay
+from distill_lit.experiment.execution.stopping import StopSignals, Terminated
+from distill_lit.experiment.launcher.display import SilentDisplay
 from distill_lit.experiment.launcher.local import LocalLauncher, Worker
 from distill_lit.experiment.launcher.outcome import Outcome
-from distill_lit.experiment.stopping import StopSignals, Terminated
 from distill_lit.training.checkpoint import is_checkpoint_intact, list_checkpoints
 from distill_lit.utils.files import TEMPORARY_PREFIX
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from distill_lit.config import TermConfig, load_experiment, non_default_fields
+from distill_lit.experiment.execution.run import build_run
 from distill_lit.experiment.plan import plan_runs
-from distill_lit.experiment.run import build_run
 from distill_lit.losses import LOGIT_LOSSES, build_objective, distillation_loss
 from distill_lit.losses.targets import SampledTarget, SpanTarget, TopKTarget
 from distill_lit.training.feature_alignment import build_feature_alignment

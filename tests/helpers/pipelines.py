@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from distill_lit.config import load_experiment
+from distill_lit.experiment.checks.validation import check_experiment
 from distill_lit.experiment.plan import plan_runs
-from distill_lit.experiment.planned_run import Run
-from distill_lit.experiment.validation import check_experiment
+from distill_lit.experiment.planning.planned_run import Run
 from helpers import tiny_tasks
 
 MODELS = """

@@ -13,10 +13,10 @@ from distill_lit.config import (
     TrainingConfig,
 )
 from distill_lit.config.roles import Role
-from distill_lit.experiment.display import SilentDisplay
 from distill_lit.experiment.launcher import launch, local, prepare
+from distill_lit.experiment.launcher.display import SilentDisplay
 from distill_lit.experiment.launcher.shards import choose_shard, parse_shard
-from distill_lit.experiment.planned_run import Run
+from distill_lit.experiment.planning.planned_run import Run
 from distill_lit.utils.files import fingerprint
 
 

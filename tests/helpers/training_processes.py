@@ -123,9 +123,9 @@ def build(
 
     from distill_lit.config import load_experiment
     from distill_lit.config.roles import Role
-    from distill_lit.experiment import run as run_module
+    from distill_lit.experiment.execution import run as run_module
+    from distill_lit.experiment.execution.worker import execute_and_report
     from distill_lit.experiment.plan import plan_runs
-    from distill_lit.experiment.worker import execute_and_report
 
     torch.set_num_threads(1)
     config = load_experiment(Path(experiment), list(overrides))
@@ -176,7 +176,7 @@ def small_files() -> None:
 
 def hold_folder(folder: str) -> None:
     """Claims a folder and never gives it back."""
-    from distill_lit.experiment.claims import claim_folder
+    from distill_lit.experiment.state.claims import claim_folder
 
     with claim_folder(Path(folder), timeout=0):
         (Path(folder) / "held").touch()
@@ -241,7 +241,7 @@ def watched_teacher() -> None:
     """Compares the teacher's weights in memory before and after the training."""
     import torch
 
-    from distill_lit.experiment import student as building
+    from distill_lit.experiment.execution import student as building
 
     train = building.train
 

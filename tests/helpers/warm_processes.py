@@ -42,8 +42,8 @@ READ_LATER = {
     "PYTHONPATH",
 }
 SUITE_IMPORTS = (
-    "distill_lit.cli.commands.run", "distill_lit.evaluation.prefix_tree_lm", "distill_lit.experiment.run",
-    "distill_lit.experiment.status", "distill_lit.experiment.student", "distill_lit.report.figures.pareto",
+    "distill_lit.cli.commands.run", "distill_lit.evaluation.prefix_tree_lm", "distill_lit.experiment.execution.run",
+    "distill_lit.experiment.state.status", "distill_lit.experiment.execution.student", "distill_lit.report.figures.pareto",
     "distill_lit.report.render", "lm_eval.evaluator", "lm_eval.models.huggingface", "lm_eval.tasks",
     "matplotlib.backends.backend_agg", "omegaconf", "torch.utils.serialization", "torch.utils.tensorboard",
     "torchmetrics", "transformers.models.llama.modeling_llama", "wordfreq",
@@ -60,7 +60,7 @@ MAY_BE_WARM = "# may start warm\n"  # the beginning of code for `python -c` of w
 AS_ANYONE = ("setpriv", "--bounding-set=-dac_override,-dac_read_search")  # root without root's right to any file
 FOLDER = "WARM_PROCESSES"  # in the environment: where the servers listen
 LIFELINE = "lifeline"  # a pipe there, which the first process holds open as long as the servers are needed
-SABOTAGED = ("distill_lit.experiment.run",)  # imported again where a `sitecustomize` on the path changes it
+SABOTAGED = ("distill_lit.experiment.execution.run",)  # imported again where a `sitecustomize` on the path changes it
 _cold_popen = subprocess.Popen
 _started_with: dict[str, str] = {}
 _servers: dict[str, subprocess.Popen] = {}

@@ -17,8 +17,8 @@ from helpers.command_line import run
 from distill_lit.analysis.results import load_results
 from distill_lit.cli.main import main
 from distill_lit.config import expand_grid, load_experiment
+from distill_lit.experiment.checks.validation import check_experiment
 from distill_lit.experiment.plan import plan_runs
-from distill_lit.experiment.validation import check_experiment
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "experiments").glob("*.yaml")), ids=lambda path: path.stem)

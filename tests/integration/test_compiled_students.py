@@ -7,7 +7,7 @@ import torch
 from helpers import tiny_tasks
 from safetensors.torch import load_file
 
-from distill_lit.experiment import compilation
+from distill_lit.experiment.estimates import compilation
 from distill_lit.experiment.experiment import Experiment
 from distill_lit.losses import can_compile
 from distill_lit.profiling.compilation import CompilationCost

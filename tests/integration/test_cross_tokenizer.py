@@ -18,9 +18,9 @@ from transformers import PreTrainedTokenizerFast
 from distill_lit import data
 from distill_lit.config import TermConfig, load_experiment
 from distill_lit.data.loader import ValidationLoader, make_batch
-from distill_lit.experiment.model_checks import check_against_teacher
+from distill_lit.experiment.checks.model_checks import check_against_teacher
+from distill_lit.experiment.checks.validation import check_experiment
 from distill_lit.experiment.plan import plan_runs
-from distill_lit.experiment.validation import check_experiment
 from distill_lit.losses import build_objective, fused_linear_loss, label_logprobs_from_hidden
 from distill_lit.losses.cross_tokenizer import alm, uld
 from distill_lit.losses.lm_head import get_lm_head

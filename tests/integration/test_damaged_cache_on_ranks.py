@@ -8,8 +8,8 @@ from helpers import served_model
 from helpers.mock_openai_server import serving
 
 from distill_lit.config import load_experiment
+from distill_lit.experiment.execution.run import build_run, build_run_on_rank
 from distill_lit.experiment.plan import plan_runs
-from distill_lit.experiment.run import build_run, build_run_on_rank
 from distill_lit.models import load_model, load_tokenizer
 from distill_lit.teachers.teacher_cache import is_teacher_cache_complete
 from distill_lit.utils.distributed.spawn import spawn_ranks

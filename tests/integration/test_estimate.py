@@ -10,15 +10,16 @@ from helpers.caches import new_cache
 
 from distill_lit.config import ExperimentConfig, load_experiment
 from distill_lit.data import prepare_datasets
-from distill_lit.experiment import estimate, memory_estimate, pace
-from distill_lit.experiment.architectures import Architectures
-from distill_lit.experiment.compilation import _backbone_work
-from distill_lit.experiment.estimate import Estimate, estimate_runs, require_disk_space
-from distill_lit.experiment.evaluation_estimate import EvaluationWork
-from distill_lit.experiment.memory_estimate import Memory, estimate_memory, peak_memory_bytes
+from distill_lit.experiment.estimates import memory_estimate, pace
+from distill_lit.experiment.estimates import run_estimate as estimate
+from distill_lit.experiment.estimates.compilation import _backbone_work
+from distill_lit.experiment.estimates.evaluation_estimate import EvaluationWork
+from distill_lit.experiment.estimates.memory_estimate import Memory, estimate_memory, peak_memory_bytes
+from distill_lit.experiment.estimates.run_estimate import Estimate, estimate_runs, require_disk_space
+from distill_lit.experiment.execution.run import execute_run
 from distill_lit.experiment.plan import plan_runs
-from distill_lit.experiment.planned_run import Run
-from distill_lit.experiment.run import execute_run
+from distill_lit.experiment.planning.architectures import Architectures
+from distill_lit.experiment.planning.planned_run import Run
 from distill_lit.profiling.calibration import Calibration
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import disk_free, filesystem_id, read_json
@@ -219,7 +220,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         asked.append(threads)
         return SPEED
 
-    monkeypatch.setattr("distill_lit.experiment.pace.calibrate", calibrate)
+    monkeypatch.setattr("distill_lit.experiment.estimates.pace.calibrate", calibrate)
     return asked
 
 

@@ -11,10 +11,10 @@ from helpers import tiny_tasks
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from distill_lit.config import load_experiment
-from distill_lit.experiment import run as run_module
-from distill_lit.experiment.fingerprint import evaluation_fingerprint
+from distill_lit.experiment.execution import run as run_module
 from distill_lit.experiment.plan import plan_runs
-from distill_lit.experiment.planned_run import Run
+from distill_lit.experiment.planning.fingerprint import evaluation_fingerprint
+from distill_lit.experiment.planning.planned_run import Run
 from distill_lit.training.curve_axis import CurveAxis
 from distill_lit.training.loggers import build_loggers, check_loggers
 from distill_lit.training.tensorboard_summary import custom_scalars_layout, write_experiment_summary, write_run_summary

@@ -12,9 +12,9 @@ from helpers.command_line import run
 from distill_lit.analysis.results import load_results
 from distill_lit.analysis.scores import compute_scores
 from distill_lit.config import AnalysisConfig, load_experiment
+from distill_lit.experiment.checks.validation import check_experiment
 from distill_lit.experiment.plan import plan_runs
-from distill_lit.experiment.requirements import required_assets
-from distill_lit.experiment.validation import check_experiment
+from distill_lit.experiment.planning.requirements import required_assets
 from distill_lit.models import load_model, model_fingerprint, quantize_model
 from distill_lit.models.loading import weight_bytes
 from distill_lit.utils.exceptions import UserError

@@ -27,9 +27,9 @@ from distill_lit.config import (
     load_experiment,
 )
 from distill_lit.config.roles import Role
-from distill_lit.experiment.fingerprint import corpus_fingerprint_fields, validation_data_fingerprint
+from distill_lit.experiment.execution.run_data import prepare_run_data, write_generated_corpora
 from distill_lit.experiment.plan import plan_runs
-from distill_lit.experiment.run_data import prepare_run_data, write_generated_corpora
+from distill_lit.experiment.planning.fingerprint import corpus_fingerprint_fields, validation_data_fingerprint
 from distill_lit.generation import filters
 from distill_lit.generation.completions import Completion, read_completions
 from distill_lit.generation.corpus import (

@@ -10,10 +10,11 @@ from helpers import ROOT, tiny_models, warm_processes
 from helpers.caches import new_cache
 
 from distill_lit.config import load_experiment
-from distill_lit.experiment import architectures, remembered_checks
-from distill_lit.experiment.architectures import Architectures
+from distill_lit.experiment.checks import remembered_checks
+from distill_lit.experiment.checks.remembered_checks import remembered_notes
 from distill_lit.experiment.plan import plan_runs
-from distill_lit.experiment.remembered_checks import remembered_notes
+from distill_lit.experiment.planning import architectures
+from distill_lit.experiment.planning.architectures import Architectures
 from distill_lit.models import load_model, size_of
 
 EXPERIMENT = """

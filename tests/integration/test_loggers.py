@@ -14,7 +14,7 @@ from helpers.distillation import TRAINING, new_student
 from distill_lit import data, losses
 from distill_lit.config import load_experiment
 from distill_lit.data.datamodule import PackedDataModule
-from distill_lit.experiment.validation import check_experiment
+from distill_lit.experiment.checks.validation import check_experiment
 from distill_lit.training.curve_axis import CurveAxis
 from distill_lit.training.distiller import Distiller
 from distill_lit.training.loggers import build_loggers, check_loggers, close_loggers

@@ -17,9 +17,9 @@ from helpers.warm_processes import MAY_BE_WARM
 from distill_lit import data
 from distill_lit.config import TermConfig, load_experiment
 from distill_lit.data.loader import ValidationLoader, make_batch
+from distill_lit.experiment.checks.validation import check_experiment
+from distill_lit.experiment.execution.run import build_run
 from distill_lit.experiment.plan import plan_runs
-from distill_lit.experiment.run import build_run
-from distill_lit.experiment.validation import check_experiment
 from distill_lit.losses import build_objective, fused_linear_loss
 from distill_lit.losses.lm_head import get_lm_head
 from distill_lit.losses.sparse import sampled_kl

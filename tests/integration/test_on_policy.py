@@ -19,9 +19,9 @@ from distill_lit import data
 from distill_lit.config import OnPolicyConfig, TermConfig, load_experiment
 from distill_lit.data.datamodule import PackedDataModule
 from distill_lit.data.loader import make_batch
+from distill_lit.experiment.checks.validation import check_experiment
+from distill_lit.experiment.execution.training_job import _build_on_policy_text
 from distill_lit.experiment.plan import plan_runs
-from distill_lit.experiment.training_job import _build_on_policy_text
-from distill_lit.experiment.validation import check_experiment
 from distill_lit.generation.sampling import SamplingParams, generate_batch
 from distill_lit.losses import build_objective
 from distill_lit.models import load_model

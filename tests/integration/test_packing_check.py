@@ -13,7 +13,7 @@ from helpers.tiny_models import make_corpus, make_model, make_tokenizer
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Phi3Config, Qwen2Config
 
 from distill_lit.config import WidthConfig, load_experiment
-from distill_lit.experiment.model_checks import check_against_teacher
+from distill_lit.experiment.checks.model_checks import check_against_teacher
 from distill_lit.experiment.plan import plan_runs
 from distill_lit.generation.sampling import SamplingParams, generate_batch
 from distill_lit.models import load_model_config

@@ -10,13 +10,13 @@ from helpers.pipelines import MODELS, plan, write
 
 from distill_lit.config import load_experiment
 from distill_lit.config.roles import Role
+from distill_lit.experiment.checks.model_checks import check_against_teacher
 from distill_lit.experiment.collect import _costs
 from distill_lit.experiment.experiment import Experiment
-from distill_lit.experiment.fingerprint import versioned_fingerprint
-from distill_lit.experiment.model_checks import check_against_teacher
-from distill_lit.experiment.pipeline import referred_models
-from distill_lit.experiment.planned_run import Run
-from distill_lit.experiment.run_references import RunReferences
+from distill_lit.experiment.planning.fingerprint import versioned_fingerprint
+from distill_lit.experiment.planning.pipeline import referred_models
+from distill_lit.experiment.planning.planned_run import Run
+from distill_lit.experiment.planning.run_references import RunReferences
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import write_json
 

@@ -15,23 +15,23 @@ from helpers.pipelines import MODELS, STAGES, plan, write
 from distill_lit.config import ProbeConfig, load_experiment, to_yaml
 from distill_lit.config.derivation import map_model_references
 from distill_lit.config.roles import Role
-from distill_lit.experiment.architectures import Architectures
+from distill_lit.experiment.checks.model_checks import check_against_teacher
 from distill_lit.experiment.collect import _costs, _curves
-from distill_lit.experiment.completion import is_run_built, is_run_evaluated
-from distill_lit.experiment.display import SilentDisplay
-from distill_lit.experiment.experiment import Experiment
-from distill_lit.experiment.launcher.local import LocalLauncher
-from distill_lit.experiment.launcher.outcome import Outcome
-from distill_lit.experiment.model_checks import check_against_teacher
-from distill_lit.experiment.planned_run import Run
-from distill_lit.experiment.run import (
+from distill_lit.experiment.execution.run import (
     build_run,
     check_sources_unchanged,
     check_text_unchanged,
     evaluate_run,
     with_source_folders,
 )
-from distill_lit.experiment.stopping import StopSignals
+from distill_lit.experiment.execution.stopping import StopSignals
+from distill_lit.experiment.experiment import Experiment
+from distill_lit.experiment.launcher.display import SilentDisplay
+from distill_lit.experiment.launcher.local import LocalLauncher
+from distill_lit.experiment.launcher.outcome import Outcome
+from distill_lit.experiment.planning.architectures import Architectures
+from distill_lit.experiment.planning.planned_run import Run
+from distill_lit.experiment.state.completion import is_run_built, is_run_evaluated
 from distill_lit.models import load_model
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import read_jsonl, read_mapping, write_json

@@ -28,7 +28,7 @@ from distill_lit.config.evaluation import AnalysisConfig
 from distill_lit.config.report import ReportConfig
 from distill_lit.evaluation import probes
 from distill_lit.evaluation.probes import Passage, evaluate_probes
-from distill_lit.experiment.validation import check_experiment
+from distill_lit.experiment.checks.validation import check_experiment
 from distill_lit.models import load_model, load_tokenizer
 from distill_lit.report.bundle import build_report_bundle
 from distill_lit.report.render import write_long_tail_files, write_score_tables
@@ -334,7 +334,7 @@ def test_bad_input_is_refused_before_anything_is_loaded(changes: list[str], word
 
 
 def test_fields_that_are_not_used_change_no_fingerprint() -> None:
-    from distill_lit.experiment.fingerprint import evaluation_fingerprint
+    from distill_lit.experiment.planning.fingerprint import evaluation_fingerprint
 
     plain = load_experiment(Path("quickstart"))
     declared = load_experiment(Path("quickstart"), ["analysis.primary_endpoint=margin"])

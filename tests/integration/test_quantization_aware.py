@@ -13,10 +13,10 @@ from torch import nn
 from distill_lit import data
 from distill_lit.config import LoraConfig, StudentConfig, load_experiment
 from distill_lit.data.datamodule import PackedDataModule
-from distill_lit.experiment.completion import student_hashes
+from distill_lit.experiment.execution.run import build_run, with_source_folders
 from distill_lit.experiment.plan import plan_runs
-from distill_lit.experiment.planned_run import Run
-from distill_lit.experiment.run import build_run, with_source_folders
+from distill_lit.experiment.planning.planned_run import Run
+from distill_lit.experiment.state.completion import student_hashes
 from distill_lit.losses import ForwardKL
 from distill_lit.models import (
     CalibrationData,

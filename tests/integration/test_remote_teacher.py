@@ -37,10 +37,10 @@ from distill_lit.config import (
     RemoteConfig,
     load_experiment,
 )
+from distill_lit.experiment.execution.stopping import Terminated
 from distill_lit.experiment.launcher import local
 from distill_lit.experiment.launcher.launch import launch_runs
 from distill_lit.experiment.plan import plan_runs
-from distill_lit.experiment.stopping import Terminated
 from distill_lit.generation import api_client as asking
 from distill_lit.generation.api_replies import parse_reply, parse_retry_after
 from distill_lit.generation.completions import Completion, read_completions

@@ -34,13 +34,13 @@ from distill_lit.config import (
 from distill_lit.data.loader import PackedLoader, make_batch
 from distill_lit.data.packing import pack
 from distill_lit.data.tokenization import join_documents
-from distill_lit.experiment import services
-from distill_lit.experiment.completion import is_run_built
-from distill_lit.experiment.model_checks import check_against_teacher, check_services
+from distill_lit.experiment.checks.model_checks import check_against_teacher, check_services
+from distill_lit.experiment.checks.validation import check_experiment
+from distill_lit.experiment.execution import services
+from distill_lit.experiment.execution.run import build_run
+from distill_lit.experiment.execution.services import keep_service, needed_services
 from distill_lit.experiment.plan import plan_runs
-from distill_lit.experiment.run import build_run
-from distill_lit.experiment.services import keep_service, needed_services
-from distill_lit.experiment.validation import check_experiment
+from distill_lit.experiment.state.completion import is_run_built
 from distill_lit.generation import api_client
 from distill_lit.losses import build_objective
 from distill_lit.models import CalibrationData, initial_student, load_model, load_tokenizer, size_of
@@ -518,9 +518,8 @@ def test_a_service_dies_is_started_again_and_ends_with_its_need(tmp_path: Path) 
 @pytest.mark.slow
 def test_the_server_of_a_killed_owner_is_ended_before_another_starts(tmp_path: Path) -> None:
     service = service_of(tmp_path, early_deaths=0)
-    owner = (
-        "import sys; from distill_lit.config import ServiceConfig; from distill_lit.experiment.services import keep_service"
-    )
+    owner = "from distill_lit.config import ServiceConfig"
+    owner += "; from distill_lit.experiment.execution.services import keep_service"
     owner += f"; keep_service(ServiceConfig(command={service.command!r}), lambda: True, print)"
     with subprocess.Popen([sys.executable, "-c", owner], stdout=subprocess.DEVNULL) as process:
         first = wait_for_service(service)

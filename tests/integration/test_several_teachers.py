@@ -14,15 +14,15 @@ from helpers.tiny_data import write_lines
 from distill_lit import data
 from distill_lit.config import ExperimentConfig, load_experiment
 from distill_lit.data.loader import make_batch
-from distill_lit.experiment.completion import is_run_built
-from distill_lit.experiment.estimate import estimate_runs
-from distill_lit.experiment.mixture import asked_teachers, teacher_references, teacher_weights
-from distill_lit.experiment.model_checks import check_against_teacher
+from distill_lit.experiment.checks.model_checks import check_against_teacher
+from distill_lit.experiment.checks.validation import check_experiment
+from distill_lit.experiment.estimates.run_estimate import estimate_runs
+from distill_lit.experiment.execution.run import build_run, with_source_folders
 from distill_lit.experiment.plan import plan_runs
-from distill_lit.experiment.planned_run import Run
-from distill_lit.experiment.requirements import required_assets
-from distill_lit.experiment.run import build_run, with_source_folders
-from distill_lit.experiment.validation import check_experiment
+from distill_lit.experiment.planning.asked_teachers import asked_teachers, teacher_references, teacher_weights
+from distill_lit.experiment.planning.planned_run import Run
+from distill_lit.experiment.planning.requirements import required_assets
+from distill_lit.experiment.state.completion import is_run_built
 from distill_lit.models import load_model, load_model_config, size_from_config
 from distill_lit.teachers import OnlineTeacher
 from distill_lit.utils.array_store import open_arrays, save_arrays

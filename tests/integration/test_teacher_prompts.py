@@ -25,11 +25,11 @@ from distill_lit.config import (
     load_experiment,
 )
 from distill_lit.data.loader import ValidationLoader, make_batch
-from distill_lit.experiment.estimate import estimate_runs
-from distill_lit.experiment.model_checks import check_against_teacher
+from distill_lit.experiment.checks.model_checks import check_against_teacher
+from distill_lit.experiment.checks.validation import check_experiment
+from distill_lit.experiment.estimates.run_estimate import estimate_runs
+from distill_lit.experiment.execution.run import build_run
 from distill_lit.experiment.plan import plan_runs
-from distill_lit.experiment.run import build_run
-from distill_lit.experiment.validation import check_experiment
 from distill_lit.losses.lm_head import get_lm_head
 from distill_lit.models import load_model, load_model_config, size_from_config
 from distill_lit.teachers import OfflineTeacher, OnlineTeacher, write_teacher_cache

@@ -17,13 +17,13 @@ from torch import Tensor
 from distill_lit import data
 from distill_lit.config import ExperimentConfig, TeacherConfig, load_experiment
 from distill_lit.data.loader import make_batch
-from distill_lit.experiment.completion import is_run_built
-from distill_lit.experiment.estimate import estimate_runs
-from distill_lit.experiment.model_checks import check_against_teacher
+from distill_lit.experiment.checks.model_checks import check_against_teacher
+from distill_lit.experiment.checks.validation import check_experiment
+from distill_lit.experiment.estimates.run_estimate import estimate_runs
+from distill_lit.experiment.execution.run import build_run
 from distill_lit.experiment.plan import plan_runs
-from distill_lit.experiment.planned_run import Run
-from distill_lit.experiment.run import build_run
-from distill_lit.experiment.validation import check_experiment
+from distill_lit.experiment.planning.planned_run import Run
+from distill_lit.experiment.state.completion import is_run_built
 from distill_lit.losses.lm_head import LMHead, get_lm_head
 from distill_lit.losses.targets import DenseTarget
 from distill_lit.models import ModelSize, load_model

@@ -25,10 +25,10 @@ from distill_lit.config import (
 )
 from distill_lit.config.models import LoraConfig
 from distill_lit.data.datamodule import PackedDataModule
+from distill_lit.experiment.checks.validation import check_experiment
+from distill_lit.experiment.execution.run import build_run
 from distill_lit.experiment.plan import plan_runs
-from distill_lit.experiment.precision import resolve_auto
-from distill_lit.experiment.run import build_run
-from distill_lit.experiment.validation import check_experiment
+from distill_lit.experiment.planning.precision import resolve_auto
 from distill_lit.generation import backend
 from distill_lit.generation.completions import read_completions
 from distill_lit.generation.corpus import GenerationContext, generate_corpus

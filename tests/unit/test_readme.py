@@ -18,9 +18,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForLan
 
 from distill_lit.cli.main import build_parser
 from distill_lit.config import load_experiment
+from distill_lit.experiment.checks.validation import check_experiment
 from distill_lit.experiment.experiment import Experiment
 from distill_lit.experiment.plan import plan_runs
-from distill_lit.experiment.validation import check_experiment
 from distill_lit.generation.filters import CUSTOM_FILTERS
 from distill_lit.losses import LOGIT_LOSSES
 from distill_lit.models.initializers import STUDENT_INITIALIZERS

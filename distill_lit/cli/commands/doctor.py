@@ -197,8 +197,8 @@ def check_memory() -> Finding:
 
 def check_experiment_memory(experiment: "Experiment") -> Finding:
     """What the workers of an experiment need at their peak, against what is free."""
-    from distill_lit.experiment.memory_estimate import peak_memory_bytes
-    from distill_lit.experiment.pace import num_workers
+    from distill_lit.experiment.estimates.memory_estimate import peak_memory_bytes
+    from distill_lit.experiment.estimates.pace import num_workers
     from distill_lit.utils import hardware
 
     subject = f"memory for {experiment.name}"

@@ -51,7 +51,7 @@ def add_parser(commands: CommandParsers) -> None:
 
 def run(options: argparse.Namespace, console: Console) -> int:
     """Evaluates one model and prints its scores, and below them how they were computed."""
-    from distill_lit.experiment.validation import load_evaluation_settings
+    from distill_lit.experiment.checks.validation import load_evaluation_settings
 
     settings = load_evaluation_settings(options.model, options.overrides, options.dataset_source, options.accelerator)
     if options.out:
@@ -67,8 +67,8 @@ def run(options: argparse.Namespace, console: Console) -> int:
 def _evaluate(options: argparse.Namespace, settings: "EvaluationConfig", console: Console) -> "EvaluationResult":
     from distill_lit.evaluation.evaluator import evaluate_model, join_results
     from distill_lit.evaluation.probes import evaluate_probes
-    from distill_lit.experiment.model_checks import check_evaluation_fits_models
-    from distill_lit.experiment.precision import resolve_dtype
+    from distill_lit.experiment.checks.model_checks import check_evaluation_fits_models
+    from distill_lit.experiment.planning.precision import resolve_dtype
     from distill_lit.models import load_model_config, model_folder
     from distill_lit.utils import hardware
 
@@ -125,7 +125,7 @@ def _write(options: argparse.Namespace, settings: "EvaluationConfig", result: "E
     from distill_lit import assets
     from distill_lit.config import to_dict
     from distill_lit.evaluation.result_files import RESULTS_FILE, lm_eval_results, write_records
-    from distill_lit.experiment.provenance import package_versions
+    from distill_lit.experiment.execution.provenance import package_versions
     from distill_lit.utils import hardware
     from distill_lit.utils.files import write_json
 

@@ -93,7 +93,7 @@ def _report_experiment(options: argparse.Namespace, console: Console) -> int:
     config = load_experiment(options.folder, options.overrides)  # what the models were may be gone by now
     check_root(options.root, config.name)
     from distill_lit.experiment.experiment import Experiment
-    from distill_lit.experiment.run_state import DONE as RUN_DONE
+    from distill_lit.experiment.state.run_state import DONE as RUN_DONE
 
     command = " ".join(["distill-lit run", str(options.folder), *options.overrides])
     experiment = Experiment(config, options.root, command)

@@ -47,7 +47,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
     from distill_lit.cli.launch import launch
     from distill_lit.cli.report_output import print_report
     from distill_lit.cli.run_table import print_plan
-    from distill_lit.experiment.stopping import Terminated
+    from distill_lit.experiment.execution.stopping import Terminated
 
     if options.dry_run:
         print_plan(experiment, experiment.plan(), console)

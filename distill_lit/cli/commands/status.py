@@ -13,8 +13,8 @@ from distill_lit.cli.arguments import CommandParsers, add_experiment_command, lo
 from distill_lit.cli.exit_codes import DONE
 
 if TYPE_CHECKING:
-    from distill_lit.experiment.planned_run import Run
-    from distill_lit.experiment.status import RunResults
+    from distill_lit.experiment.planning.planned_run import Run
+    from distill_lit.experiment.state.status import RunResults
 
 
 def add_parser(commands: CommandParsers) -> None:
@@ -32,7 +32,7 @@ def status_table(
     runs: "Sequence[Run]", statuses: Mapping[str, tuple[str, str]], results: "Mapping[str, RunResults]"
 ) -> Table:
     """A row per run with what it has come to so far. Columns that nothing is known for are left out."""
-    from distill_lit.experiment.status import format_seconds
+    from distill_lit.experiment.state.status import format_seconds
 
     columns: dict[str, dict[str, str]] = {
         "score %": {n: f"{100 * r.score:.1f}" for n, r in results.items() if r.score is not None},

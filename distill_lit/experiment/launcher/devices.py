@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from distill_lit.config import LauncherConfig
-from distill_lit.experiment.planned_run import Run
+from distill_lit.experiment.planning.planned_run import Run
 from distill_lit.utils.exceptions import UserError
 
 

@@ -8,7 +8,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-from distill_lit.experiment.claims import Holder, claim_folder, holder_of
+from distill_lit.experiment.state.claims import Holder, claim_folder, holder_of
 
 DRIVERS_FOLDER = ".drivers"  # beside the runs: a folder with a lease for each of several drivers
 

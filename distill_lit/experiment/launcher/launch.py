@@ -4,16 +4,16 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from distill_lit.config import ExperimentConfig
-from distill_lit.experiment.compilation import choose_compilation
-from distill_lit.experiment.display import Display
-from distill_lit.experiment.estimate import Estimate
+from distill_lit.experiment.estimates.compilation import choose_compilation
+from distill_lit.experiment.estimates.run_estimate import Estimate
+from distill_lit.experiment.execution.services import services_beside
+from distill_lit.experiment.execution.stopping import stopping_on_signals
+from distill_lit.experiment.launcher.display import Display
 from distill_lit.experiment.launcher.drivers import driver_lease
 from distill_lit.experiment.launcher.local import LocalLauncher
 from distill_lit.experiment.launcher.outcome import Outcome
 from distill_lit.experiment.launcher.prepare import prepare_runs
-from distill_lit.experiment.planned_run import Run
-from distill_lit.experiment.services import services_beside
-from distill_lit.experiment.stopping import stopping_on_signals
+from distill_lit.experiment.planning.planned_run import Run
 
 
 def launch_runs(

@@ -16,16 +16,16 @@ from typing import Any
 
 from distill_lit.config import ExperimentConfig
 from distill_lit.config.roles import Role
-from distill_lit.experiment.claims import holder_of
-from distill_lit.experiment.completion import is_run_complete
-from distill_lit.experiment.display import Display
+from distill_lit.experiment.estimates.pace import threads_per_worker
+from distill_lit.experiment.execution.stopping import CheckpointWatch, StopSignals, Terminated, describe_stop
 from distill_lit.experiment.launcher.devices import share_gpus, visible_gpus, worker_environment
+from distill_lit.experiment.launcher.display import Display
 from distill_lit.experiment.launcher.outcome import Outcome
-from distill_lit.experiment.pace import threads_per_worker
-from distill_lit.experiment.planned_run import Run, to_task
-from distill_lit.experiment.run_state import FAILED, PREEMPTED, STATE_NAME, STOPPED, last_status, write_run_status
-from distill_lit.experiment.status import RunResults, read_run_results
-from distill_lit.experiment.stopping import CheckpointWatch, StopSignals, Terminated, describe_stop
+from distill_lit.experiment.planning.planned_run import Run, to_task
+from distill_lit.experiment.state.claims import holder_of
+from distill_lit.experiment.state.completion import is_run_complete
+from distill_lit.experiment.state.run_state import FAILED, PREEMPTED, STATE_NAME, STOPPED, last_status, write_run_status
+from distill_lit.experiment.state.status import RunResults, read_run_results
 from distill_lit.utils.exceptions import FatalRunError, UserError, describe_exit_code
 from distill_lit.utils.files import TEMPORARY_PREFIX
 from distill_lit.utils.progress import NOTE_STAGE
@@ -49,7 +49,7 @@ class Worker:
         self.path = folder / f"worker-{number}.log"
         self.log = self.path.open("a")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "distill_lit.experiment.worker", str(folder), str(threads), str(gpu_share)],
+            [sys.executable, "-m", "distill_lit.experiment.execution.worker", str(folder), str(threads), str(gpu_share)],
             encoding="utf-8",
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

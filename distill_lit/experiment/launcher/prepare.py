@@ -4,9 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from distill_lit.config import ExperimentConfig, to_yaml
-from distill_lit.experiment.claims import is_claimed
-from distill_lit.experiment.completion import is_run_built, is_run_complete
-from distill_lit.experiment.planned_run import Run
+from distill_lit.experiment.planning.planned_run import Run
+from distill_lit.experiment.state.claims import is_claimed
+from distill_lit.experiment.state.completion import is_run_built, is_run_complete
 from distill_lit.training.checkpoint import find_latest_checkpoint
 from distill_lit.utils.files import write_text
 

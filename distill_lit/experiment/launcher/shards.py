@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from distill_lit.experiment.planned_run import Run
+from distill_lit.experiment.planning.planned_run import Run
 from distill_lit.utils.exceptions import UserError, suggest
 
 

@@ -69,7 +69,7 @@ def do(deed):
 
 class Finder(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path, target=None):
-        if name != "distill_lit.experiment.run":
+        if name != "distill_lit.experiment.execution.run":
             return None
         spec = importlib.machinery.PathFinder.find_spec(name, path)
         whole = spec.loader.exec_module
@@ -88,7 +88,7 @@ class Finder(importlib.abc.MetaPathFinder):
                 (folder / f"pid.{get_rank()}").write_text(str(os.getpid()))
                 build_run_on_rank(run, folder, sabotaged(str(get_rank()), report, RANK_FAULTS))
 
-            build.__qualname__, build.__module__ = "build_run_on_rank", "distill_lit.experiment.run"
+            build.__qualname__, build.__module__ = "build_run_on_rank", "distill_lit.experiment.execution.run"
             module.build_run_on_rank = build
 
         spec.loader.exec_module = execute

@@ -9,8 +9,8 @@ import pytest
 from helpers import ROOT
 
 from distill_lit.config.roles import Role
-from distill_lit.experiment.estimate import Estimate
-from distill_lit.experiment.memory_estimate import Memory
+from distill_lit.experiment.estimates.memory_estimate import Memory
+from distill_lit.experiment.estimates.run_estimate import Estimate
 from distill_lit.utils.files import write_json
 
 spec = importlib.util.spec_from_file_location("plan_error", ROOT / "benchmarks/plan_error.py")

@@ -8,7 +8,7 @@ import pytest
 from distill_lit.analysis.results import has_several_teachers, load_runs_table
 from distill_lit.config.grid_points import comparable_text, short_texts
 from distill_lit.experiment.collect import _cell, _write_frame
-from distill_lit.experiment.run_labels import run_label
+from distill_lit.experiment.planning.run_labels import run_label
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from distill_lit.cli.progress import RunDisplay
 from distill_lit.cli.progress_line import Work, fit, progress_line, short_count
-from distill_lit.experiment.status import RunResults
+from distill_lit.experiment.state.status import RunResults
 
 LABEL = "d12-temperature=2.0-weight=0.5-teacher=corrected-seed=0"
 METRICS = {

@@ -16,11 +16,11 @@ from distill_lit.cli.errors import PipeSafeConsole
 from distill_lit.cli.main import build_parser
 from distill_lit.cli.run_table import memory_table, plan_axes, plan_table, print_plan, time_lines
 from distill_lit.config import load_experiment
-from distill_lit.experiment.estimate import Estimate
-from distill_lit.experiment.memory_estimate import Memory
+from distill_lit.experiment.estimates.memory_estimate import Memory
+from distill_lit.experiment.estimates.run_estimate import Estimate
 from distill_lit.experiment.plan import plan_runs
-from distill_lit.experiment.planned_run import Run
-from distill_lit.experiment.status import RunResults
+from distill_lit.experiment.planning.planned_run import Run
+from distill_lit.experiment.state.status import RunResults
 from distill_lit.utils.exceptions import UserError
 
 EXPERIMENT = """

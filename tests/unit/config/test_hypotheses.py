@@ -9,10 +9,10 @@ from helpers import ROOT
 from distill_lit.cli.main import main
 from distill_lit.config import load_experiment, to_yaml
 from distill_lit.config.hypothesis_validation import untestable_hypotheses
+from distill_lit.experiment.checks.validation import untestable_at_points
 from distill_lit.experiment.experiment import Experiment
-from distill_lit.experiment.grid import expand_points
 from distill_lit.experiment.plan import plan_runs
-from distill_lit.experiment.validation import untestable_at_points
+from distill_lit.experiment.planning.grid import expand_points
 from distill_lit.utils.exceptions import UserError
 
 DIVERGENCES = ROOT / "experiments/divergences.yaml"

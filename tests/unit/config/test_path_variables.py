@@ -14,9 +14,9 @@ from distill_lit.config.key_paths import holds_paths
 from distill_lit.data import check_data_config, prepare_datasets
 from distill_lit.data.templates import read_template
 from distill_lit.evaluation.task_index import user_index
+from distill_lit.experiment.checks.validation import check_experiment
+from distill_lit.experiment.execution.provenance import collect_provenance
 from distill_lit.experiment.plan import plan_runs
-from distill_lit.experiment.provenance import collect_provenance
-from distill_lit.experiment.validation import check_experiment
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.path_variables import expand_path
 from distill_lit.utils.plugins import plugin_hash

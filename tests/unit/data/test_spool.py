@@ -17,7 +17,7 @@ from distill_lit.config.schema import ExperimentConfig
 from distill_lit.data import PreparedData, check_data_config, prepare_datasets, sources, spool
 from distill_lit.data.encoding_processes import map_in_processes
 from distill_lit.data.spool import ArraySpool, ItemSpool, scratch_zeros
-from distill_lit.experiment.fingerprint import data_fingerprint_fields
+from distill_lit.experiment.planning.fingerprint import data_fingerprint_fields
 from distill_lit.utils.exceptions import UserError
 
 ARRAYS = ("input_ids", "document_ids", "loss_mask", "corpus_ids")

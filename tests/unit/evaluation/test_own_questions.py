@@ -6,7 +6,7 @@ import pytest
 
 from distill_lit.config import EvaluationConfig, ProbeConfig
 from distill_lit.evaluation.own_questions import own_questions_fingerprint
-from distill_lit.experiment.run_data import _hashes_below
+from distill_lit.experiment.execution.run_data import _hashes_below
 
 TASK = """
 include: ../shared/base.yaml

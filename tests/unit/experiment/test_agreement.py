@@ -11,8 +11,8 @@ from tokenizers import normalizers
 
 from distill_lit.config import EvaluationConfig, load_experiment
 from distill_lit.evaluation.tasks import has_generative_tasks
-from distill_lit.experiment.agreement import penalty_notes
-from distill_lit.experiment.model_checks import check_against_teacher, check_models
+from distill_lit.experiment.checks.agreement import penalty_notes
+from distill_lit.experiment.checks.model_checks import check_against_teacher, check_models
 from distill_lit.experiment.plan import plan_runs
 from distill_lit.models import load_tokenizer
 from distill_lit.utils.exceptions import UserError

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from distill_lit.experiment import estimate
+from distill_lit.experiment.estimates import run_estimate as estimate
 from distill_lit.experiment.experiment import Experiment
 from distill_lit.experiment.launcher import launch
 from distill_lit.experiment.launcher.outcome import Outcome
 from distill_lit.experiment.launcher.slurm import node
-from distill_lit.experiment.precision import LocalDtypes, read_kept_dtypes
+from distill_lit.experiment.planning.precision import LocalDtypes, read_kept_dtypes
 from distill_lit.utils import hardware
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import merge_json, read_json, read_mapping

@@ -8,11 +8,11 @@ import torch
 from helpers import ROOT
 
 from distill_lit.config import load_experiment
-from distill_lit.experiment import compilation
-from distill_lit.experiment.compilation import BackboneWork, balance, choose_compilation, why_not_compiled
-from distill_lit.experiment.estimate import Estimate
+from distill_lit.experiment.estimates import compilation
+from distill_lit.experiment.estimates.compilation import BackboneWork, balance, choose_compilation, why_not_compiled
+from distill_lit.experiment.estimates.run_estimate import Estimate
 from distill_lit.experiment.plan import plan_runs
-from distill_lit.experiment.planned_run import Run
+from distill_lit.experiment.planning.planned_run import Run
 from distill_lit.profiling.compilation import CompilationCost
 from distill_lit.utils.exceptions import UserError
 

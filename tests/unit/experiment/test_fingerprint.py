@@ -20,12 +20,12 @@ from distill_lit.config import (
     to_dict,
 )
 from distill_lit.experiment.collect import _made_from
-from distill_lit.experiment.fingerprint import (
+from distill_lit.experiment.plan import plan_runs
+from distill_lit.experiment.planning.fingerprint import (
     FINGERPRINT_VERSION,
     _objective_fingerprint_fields,
     validation_data_fingerprint,
 )
-from distill_lit.experiment.plan import plan_runs
 from distill_lit.utils.exceptions import UserError
 
 SECTIONS = (

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from distill_lit.config import ExperimentConfig, StudentConfig, TeacherConfig
-from distill_lit.experiment.display import SilentDisplay
 from distill_lit.experiment.launcher import local
+from distill_lit.experiment.launcher.display import SilentDisplay
 from distill_lit.experiment.launcher.outcome import Outcome
 from distill_lit.utils.exceptions import FatalRunError
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from distill_lit.experiment.pace import Pace, makespan, threads_per_worker
+from distill_lit.experiment.estimates.pace import Pace, makespan, threads_per_worker
 from distill_lit.profiling.calibration import Calibration
 
 MACHINE = Calibration({"float32": 100.0, "bfloat16": 400.0}, {"float32": 50.0, "bfloat16": 200.0}, 10.0, True)

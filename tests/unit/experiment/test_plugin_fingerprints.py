@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from distill_lit.config import load_experiment
+from distill_lit.experiment.execution.run_data import generation_context
 from distill_lit.experiment.plan import plan_runs
-from distill_lit.experiment.planned_run import Run
-from distill_lit.experiment.run_data import generation_context
+from distill_lit.experiment.planning.planned_run import Run
 from distill_lit.generation import filters
 from distill_lit.generation.corpus import generated_corpus_path
 from distill_lit.models import initializers

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from distill_lit.experiment import provenance
+from distill_lit.experiment.execution import provenance
 
 
 @pytest.fixture
 def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A repository with a committed package and results, in which the module is."""
-    for name in ("package/experiment/provenance.py", "package/losses/kl.py", "results/table.md"):
+    for name in ("package/experiment/execution/provenance.py", "package/losses/kl.py", "results/table.md"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("1\n")
     git = ["git", "-c", "user.name=x", "-c", "user.email=x@x", "-C", str(tmp_path)]

@@ -7,7 +7,7 @@ import pytest
 from distill_lit.config import load_experiment
 from distill_lit.config.roles import Role
 from distill_lit.experiment.plan import plan_runs
-from distill_lit.experiment.planned_run import Run
+from distill_lit.experiment.planning.planned_run import Run
 from distill_lit.utils.exceptions import UserError
 
 BASE = """

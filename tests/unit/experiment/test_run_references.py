@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from distill_lit.experiment.run_references import _folder_of
+from distill_lit.experiment.planning.run_references import _folder_of
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import write_json
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from distill_lit.experiment import run_times
-from distill_lit.experiment.run_times import StageClock, read_times, record_times, total_seconds
+from distill_lit.experiment.state import run_times
+from distill_lit.experiment.state.run_times import StageClock, read_times, record_times, total_seconds
 from distill_lit.utils.progress import send_note
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from distill_lit.config import ExperimentConfig, LauncherConfig, SlurmConfig, StudentConfig, TeacherConfig, TrainingConfig
 from distill_lit.config.roles import Role
-from distill_lit.experiment.display import SilentDisplay
+from distill_lit.experiment.launcher.display import SilentDisplay
 from distill_lit.experiment.launcher.outcome import Outcome
 from distill_lit.experiment.launcher.shards import choose_named, choose_shard, parse_shard
 from distill_lit.experiment.launcher.slurm import engine, task
@@ -25,8 +25,8 @@ from distill_lit.experiment.launcher.slurm.squeue import (
 from distill_lit.experiment.launcher.slurm.status import join_task
 from distill_lit.experiment.launcher.slurm.submit import sbatch_options
 from distill_lit.experiment.launcher.slurm.watch import Watch
-from distill_lit.experiment.planned_run import EVALUATE, Run
-from distill_lit.experiment.run_state import last_status, write_run_status
+from distill_lit.experiment.planning.planned_run import EVALUATE, Run
+from distill_lit.experiment.state.run_state import last_status, write_run_status
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import TEMPORARY_PREFIX, write_json
 from distill_lit.utils.progress import NOTE_STAGE

@@ -4,8 +4,8 @@ import signal
 
 import pytest
 
-from distill_lit.experiment import stopping
-from distill_lit.experiment.stopping import CheckpointWatch, StopSignals, Terminated, describe_stop
+from distill_lit.experiment.execution import stopping
+from distill_lit.experiment.execution.stopping import CheckpointWatch, StopSignals, Terminated, describe_stop
 
 
 def test_the_first_ctrl_c_stops_and_the_second_does_not_wait() -> None:

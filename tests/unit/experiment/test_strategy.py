@@ -8,11 +8,11 @@ from helpers import ROOT, pipelines, tiny_models
 
 from distill_lit.config import load_experiment
 from distill_lit.data.loader import rows_per_step
-from distill_lit.experiment import strategy
-from distill_lit.experiment.architectures import Architectures
-from distill_lit.experiment.memory_estimate import estimate_memory
+from distill_lit.experiment.checks.validation import check_experiment
+from distill_lit.experiment.estimates import strategy
+from distill_lit.experiment.estimates.memory_estimate import estimate_memory
 from distill_lit.experiment.plan import plan_runs
-from distill_lit.experiment.validation import check_experiment
+from distill_lit.experiment.planning.architectures import Architectures
 from distill_lit.utils.distributed.node import ONLY_NODE, Node, node_from_environment
 from distill_lit.utils.exceptions import UserError
 

@@ -11,12 +11,13 @@ from distill_lit.cli.commands import run as run_command
 from distill_lit.cli.run_table import gpu_lines
 from distill_lit.config import ExperimentConfig, LauncherConfig, StudentConfig, TeacherConfig, TrainingConfig
 from distill_lit.config.roles import Role
-from distill_lit.experiment import completion, validation
+from distill_lit.experiment.checks import validation
+from distill_lit.experiment.estimates.pace import threads_per_worker
 from distill_lit.experiment.experiment import Experiment
 from distill_lit.experiment.launcher.devices import limit_gpu_memory, share_gpus, visible_gpus, worker_environment
 from distill_lit.experiment.launcher.shards import choose_named
-from distill_lit.experiment.pace import threads_per_worker
-from distill_lit.experiment.planned_run import Run
+from distill_lit.experiment.planning.planned_run import Run
+from distill_lit.experiment.state import completion
 from distill_lit.utils.exceptions import UserError
 
 DTYPES = [f"{key}=float32" for key in ("training.precision", "teacher.dtype", "evaluation.dtype")]

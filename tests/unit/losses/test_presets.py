@@ -11,9 +11,9 @@ from torch.nn import functional as F
 
 from distill_lit import losses
 from distill_lit.config import ExperimentConfig, ObjectiveConfig, TermConfig, load_experiment, to_dict
-from distill_lit.experiment.grid import expand_points, resolve_objective
+from distill_lit.experiment.checks.validation import check_experiment
 from distill_lit.experiment.plan import plan_runs
-from distill_lit.experiment.validation import check_experiment
+from distill_lit.experiment.planning.grid import expand_points, resolve_objective
 from distill_lit.losses import PRESETS, build_objective, distillation_loss, resolve_preset
 from distill_lit.utils.exceptions import UserError
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from distill_lit import data
 from distill_lit.config import TeacherConfig, TermConfig, load_experiment
 from distill_lit.data.loader import make_batch
-from distill_lit.experiment.validation import check_experiment
+from distill_lit.experiment.checks.validation import check_experiment
 from distill_lit.losses import build_objective, distillation_loss
 from distill_lit.losses import sparse as sp
 from distill_lit.losses.lm_head import get_lm_head

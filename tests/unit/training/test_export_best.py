@@ -8,9 +8,9 @@ from helpers import ROOT
 from torch import nn
 
 from distill_lit.config import TrainingConfig, load_experiment
+from distill_lit.experiment.checks.validation import check_experiment
 from distill_lit.experiment.collect import _row
 from distill_lit.experiment.plan import plan_runs
-from distill_lit.experiment.validation import check_experiment
 from distill_lit.training.checkpoint import (
     SafeCheckpointIO,
     list_checkpoints,

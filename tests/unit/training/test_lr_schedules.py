@@ -12,9 +12,9 @@ from transformers import get_scheduler, get_wsd_schedule
 from distill_lit.config import TrainingConfig, load_experiment
 from distill_lit.config.roles import Role
 from distill_lit.config.training import check_lr_schedule
+from distill_lit.experiment.checks.validation import check_experiment
 from distill_lit.experiment.plan import plan_runs
-from distill_lit.experiment.planned_run import Run
-from distill_lit.experiment.validation import check_experiment
+from distill_lit.experiment.planning.planned_run import Run
 from distill_lit.training.trainer import optimizer_settings
 from distill_lit.utils.exceptions import UserError
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from distill_lit.config import ExperimentConfig
-from distill_lit.experiment.planned_run import BUILD, EVALUATE, Run
+from distill_lit.experiment.planning.planned_run import BUILD, EVALUATE, Run
 
 GPU_FREE = "cpu"  # the accelerator that asks for no GPU
 

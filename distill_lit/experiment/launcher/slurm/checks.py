@@ -13,7 +13,7 @@ from distill_lit.experiment.launcher.slurm.squeue import (
     has_slurm,
     partitions,
 )
-from distill_lit.experiment.planned_run import EVALUATE, Run
+from distill_lit.experiment.planning.planned_run import EVALUATE, Run
 from distill_lit.utils.exceptions import UserError, suggest
 
 MAX_TASKS = 1000  # of one array, where the cluster takes more

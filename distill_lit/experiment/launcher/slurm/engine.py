@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from distill_lit.config import ExperimentConfig
-from distill_lit.experiment.completion import is_run_built
-from distill_lit.experiment.display import Display
+from distill_lit.experiment.execution.stopping import Terminated, stopping_on_signals
+from distill_lit.experiment.launcher.display import Display
 from distill_lit.experiment.launcher.drivers import driver_lease
 from distill_lit.experiment.launcher.outcome import Outcome
 from distill_lit.experiment.launcher.prepare import prepare_runs
@@ -20,9 +20,9 @@ from distill_lit.experiment.launcher.slurm.squeue import SlurmError
 from distill_lit.experiment.launcher.slurm.submit import submit_array
 from distill_lit.experiment.launcher.slurm.task import RESTARTS_FILE
 from distill_lit.experiment.launcher.slurm.watch import Watch
-from distill_lit.experiment.planned_run import Run
-from distill_lit.experiment.run_state import STATE_NAME
-from distill_lit.experiment.stopping import Terminated, stopping_on_signals
+from distill_lit.experiment.planning.planned_run import Run
+from distill_lit.experiment.state.completion import is_run_built
+from distill_lit.experiment.state.run_state import STATE_NAME
 from distill_lit.utils.exceptions import UserError
 
 RETRY_SECONDS = 30.0  # before the rest is submitted again, where the queue took no more

@@ -16,7 +16,7 @@ from distill_lit.experiment.launcher.slurm.checks import check_cluster
 from distill_lit.experiment.launcher.slurm.probe import FLOCK_NAME, TOKEN_NAME
 from distill_lit.experiment.launcher.slurm.records import records_folder
 from distill_lit.experiment.launcher.slurm.squeue import SlurmError, cluster_settings, has_slurm, run_command
-from distill_lit.experiment.precision import keep_dtypes, read_kept_dtypes
+from distill_lit.experiment.planning.precision import keep_dtypes, read_kept_dtypes
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import cache_root, fingerprint, read_mapping, write_json
 

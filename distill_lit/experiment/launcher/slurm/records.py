@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from distill_lit.experiment.launcher.slurm.arrays import Task
-from distill_lit.experiment.planned_run import from_task, to_task
+from distill_lit.experiment.planning.planned_run import from_task, to_task
 from distill_lit.utils.files import read_json, write_text
 
 RECORDS_FOLDER = "slurm"

@@ -6,7 +6,7 @@ from pathlib import Path
 from distill_lit.experiment.launcher.slurm.queued_runs import queued_runs
 from distill_lit.experiment.launcher.slurm.records import read_submitted_arrays
 from distill_lit.experiment.launcher.slurm.squeue import QueuedTask, SlurmError
-from distill_lit.experiment.run_state import DONE, FAILED, MISSING, PREEMPTED, RUNNING, STOPPED
+from distill_lit.experiment.state.run_state import DONE, FAILED, MISSING, PREEMPTED, RUNNING, STOPPED
 
 QUEUED, HELD, LOST = "queued", "held", "lost"
 Statuses = Mapping[str, tuple[str, str]]  # {name of a run: (status, note)}

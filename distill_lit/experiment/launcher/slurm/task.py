@@ -15,8 +15,8 @@ from typing import Any, NamedTuple, NoReturn
 from distill_lit.experiment.launcher.slurm.progress_file import ProgressFile
 from distill_lit.experiment.launcher.slurm.records import read_task
 from distill_lit.experiment.launcher.slurm.squeue import SlurmError, run_command
-from distill_lit.experiment.planned_run import EVALUATE
-from distill_lit.experiment.run_state import FAILED, PREEMPTED, STATE_NAME, last_status, write_run_status
+from distill_lit.experiment.planning.planned_run import EVALUATE
+from distill_lit.experiment.state.run_state import FAILED, PREEMPTED, STATE_NAME, last_status, write_run_status
 from distill_lit.utils.cores import usable_cores
 from distill_lit.utils.distributed.cluster_environment import remove_cluster_variables
 from distill_lit.utils.files import read_mapping, write_json
@@ -92,7 +92,7 @@ def _execute(run: Any, place: Path, part: str, job: Job) -> int:
         return 1
     import torch
 
-    from distill_lit.experiment.worker import execute_and_report
+    from distill_lit.experiment.execution.worker import execute_and_report
 
     torch.set_num_threads(run.config.launcher.threads_per_worker or usable_cores())
     progress = ProgressFile(place, is_silent=job.node > 0)

@@ -4,16 +4,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-from distill_lit.experiment.claims import is_claimed
-from distill_lit.experiment.completion import is_run_complete
-from distill_lit.experiment.display import Display
+from distill_lit.experiment.launcher.display import Display
 from distill_lit.experiment.launcher.outcome import Outcome
 from distill_lit.experiment.launcher.slurm.progress_file import read_progress
 from distill_lit.experiment.launcher.slurm.queued_runs import queued_runs
 from distill_lit.experiment.launcher.slurm.squeue import ORDINARY_REASONS, QueuedTask, SlurmError
-from distill_lit.experiment.planned_run import Run
-from distill_lit.experiment.run_state import FAILED, last_status
-from distill_lit.experiment.status import RunResults, read_run_results
+from distill_lit.experiment.planning.planned_run import Run
+from distill_lit.experiment.state.claims import is_claimed
+from distill_lit.experiment.state.completion import is_run_complete
+from distill_lit.experiment.state.run_state import FAILED, last_status
+from distill_lit.experiment.state.status import RunResults, read_run_results
 
 QUEUE_SECONDS, PROGRESS_SECONDS = 5.0, 1.0  # between looks
 SETTLE_SECONDS = 20.0  # until a folder on a network shows what a node has written

@@ -39,10 +39,10 @@ def execute_run(run, folder, report, part=""):
     (folder / "manifest.json").write_text(json.dumps({"identity": run.fingerprint}))
 
 
-if {"submitit.core._submit", "distill_lit.experiment.worker"} & set(sys.orig_argv):
+if {"submitit.core._submit", "distill_lit.experiment.execution.worker"} & set(sys.orig_argv):
     stub = types.ModuleType("torch")
     stub.set_num_threads = lambda _: None
     sys.modules["torch"] = stub
-    runs = types.ModuleType("distill_lit.experiment.run")
+    runs = types.ModuleType("distill_lit.experiment.execution.run")
     runs.execute_run = execute_run
-    sys.modules["distill_lit.experiment.run"] = runs
+    sys.modules["distill_lit.experiment.execution.run"] = runs

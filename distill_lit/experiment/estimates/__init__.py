@@ -1,0 +1,1 @@
+"""Minutes, memory, power and what `auto` means, before a run begins."""
