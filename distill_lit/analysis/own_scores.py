@@ -59,7 +59,10 @@ def _checked_rows(frame: pd.DataFrame) -> pd.DataFrame:
     clusters = rows["cluster"] if "cluster" in rows else rows["key"]
     rows["cluster"] = rows["task"] + "-" + clusters.fillna(rows["key"]).astype(str)
     if "seed" in rows:
-        rows["seed"] = _numbers(rows[rows["seed"].notna()], "seed", rows["seed"].dropna())
+        seeds = _numbers(rows[rows["seed"].notna()], "seed", rows["seed"].dropna())
+        if (seeds % 1 != 0).any():
+            raise UserError(f"frame: seed {seeds[seeds % 1 != 0].iloc[0]} is no whole number")
+        rows["seed"] = seeds
     else:
         rows["seed"] = np.nan
     return rows
@@ -121,7 +124,7 @@ def _check_baselines(roles: dict[str, str], baselines: dict[str, str]) -> None:
 def _ids(rows: pd.DataFrame) -> pd.Series:
     """A name for each model and seed."""
     seeds = rows.groupby("model")["seed"].transform("nunique")
-    return rows["model"].where(seeds < 2, rows["model"] + "-seed=" + rows["seed"].map("{:g}".format))
+    return rows["model"].where(seeds < 2, rows["model"] + "-seed=" + rows["seed"].map("{:.0f}".format))
 
 
 def _runs(rows: pd.DataFrame, roles: dict[str, str], baselines: dict[str, str]) -> pd.DataFrame:

@@ -197,7 +197,7 @@ def test_unknown_task_is_refused_before_a_model_is_loaded(world: World) -> None:
 
 
 def test_auto_must_be_resolved_first(world: World) -> None:
-    with pytest.raises(ValueError, match="must be resolved"):
+    with pytest.raises(UserError, match="evaluation.dtype: auto"):
         world.evaluate("first", dtype="auto")
 
 

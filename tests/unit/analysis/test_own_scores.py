@@ -101,6 +101,13 @@ def test_a_frame_of_an_experiment_gives_the_numbers_of_its_folder(tmp_path: Path
         pd.testing.assert_frame_equal(flip_counts(one), flip_counts(two))
 
 
+def test_large_seeds_stay_apart() -> None:
+    frame = pd.concat([own_frame(seed=None), own_frame(seed=1_234_568).query("model == 'kd'")])
+    frame.loc[(frame["model"] == "kd") & frame["seed"].isna(), "seed"] = 1_234_567
+    group = next(group for group in scores_of(frame).groups if group.label == "kd")
+    assert group.seeds == (1_234_567, 1_234_568) and len(group.models) == 2
+
+
 def test_models_that_share_a_baseline_stay_apart() -> None:
     more = own_frame().query("model == 'kd'").assign(model="other")
     frame = pd.concat([own_frame(), more])
@@ -131,6 +138,7 @@ def test_graded_scores_are_compared_and_in_no_average() -> None:
         (lambda f: f.assign(chance=1.0), "chance is the share"),
         (lambda f: f.assign(chance=f["correct"] / 2), "chance of document 'q1' of 'exam' differs between models"),
         (lambda f: pd.concat([f, f]), "model 'teacher' on document 'q0' of 'exam' has several rows; .* column `seed`"),
+        (lambda f: f.assign(seed=0.5), "seed 0.5 is no whole number"),
         (lambda f: f.assign(role="teecher"), "role 'teecher' of model 'teacher'; did you mean 'teacher'"),
         (lambda f: f.assign(role="teacher"), "several teachers"),
         (lambda f: f.assign(role=f["document"].map({"q1": "external"})), "role of model 'teacher' is '' and 'external'"),

@@ -59,11 +59,6 @@ def test_references_lead_to_folders_as_on_the_command_line(
     assert evaluated == [(tiny_teacher, "bfloat16")] * 3 + [(tiny_teacher, "float32")]
 
 
-def test_auto_is_no_number_format_of_an_evaluation(tiny_teacher: Path) -> None:
-    with pytest.raises(UserError, match="evaluation.dtype: auto is resolved by `evaluate`"):
-        evaluate_model(tiny_teacher, EvaluationConfig(tasks=["sciq"], dtype="auto"), "pypi")
-
-
 def test_one_name_in_place_of_tasks_is_refused() -> None:
     with pytest.raises(UserError, match="tasks"):
         evaluate("hf:org/name", tasks="sciq")
