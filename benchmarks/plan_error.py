@@ -7,8 +7,8 @@ that of processes beside it. Where the folder has no runs, the committed results
 seconds of every task (records.parquet), by the wall clock alone, and tokens per second of every training step (curves.csv).
 The ninth decile of these is undisturbed, unless a run of the same student was twice as fast.
 
-The seconds that every run takes and the memory of a process (`pace.py`, `memory_estimate.py` in `experiment/estimates`) were
-set by the quickstart runs below, so its rows start, export and GB do not test them; its arithmetic was set by nothing.
+The seconds that every run takes and the memory of a process (`pace.py`, `memory_estimate.py` in `experiment/estimates`)
+were set by the quickstart runs below, so its rows start, export and GB do not test them; its arithmetic was set by nothing.
 
 Adds to plan_error.csv, where it replaces what it has of this experiment, and writes plan_error.md.
 """
