@@ -133,7 +133,10 @@ def test_another_teacher_is_an_external_model(folders: dict[str, Path]) -> None:
 
 
 def test_what_else_differs_is_said_in_a_line(tmp_path: Path) -> None:
-    base = "name: {}\nteacher: file:{}\nstudents: {}\ndata: {{corpora: {}}}\ntraining: {{max_tokens: {}}}\nanalysis: {{}}\n"
+    base = (
+        "name: {}\nteacher: file:{}\nstudent: deep\nstudents: {}\ndata: {{corpora: {}}}\n"
+        "training: {{max_tokens: {}}}\nanalysis: {{}}\n"
+    )
     texts = {
         "a": base.format("a", "x", "{deep: {num_layers: 6}}", "{t: {path: t.txt}}", 1000),
         "b": base.format("b", "y", "{deep: {num_layers: 3}, d9: {num_layers: 9}}", "{u: {path: t.txt}}", 2000),
