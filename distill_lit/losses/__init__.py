@@ -6,7 +6,7 @@ Example:
 """
 
 from distill_lit.losses.chunks import can_compile, chunk_size_for_budget
-from distill_lit.losses.compatibility import check_reads_no_on_policy_text, check_teacher_supports_objective
+from distill_lit.losses.compatibility import check_teacher_supports_objective
 from distill_lit.losses.custom import check_loss, register
 from distill_lit.losses.functional import FusedLinearDistillationLoss, default_objective, fused_linear_distillation_loss
 from distill_lit.losses.fused_linear import (
@@ -97,7 +97,6 @@ __all__ = [
     "build_objective",
     "can_compile",
     "check_loss",
-    "check_reads_no_on_policy_text",
     "check_teacher_supports_objective",
     "chunk_size_for_budget",
     "cosine",

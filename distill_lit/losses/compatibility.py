@@ -7,8 +7,8 @@ from distill_lit.losses.registry import LOGIT_LOSSES, argument_key, option_key
 from distill_lit.utils.exceptions import UserError
 
 REMEDY = (
-    "give Distiller an on_policy_generator= (a config: on_policy.fraction), or mark that text as on_policy_mask in the "
-    "batches of a DistillationLoss"
+    "give Distiller an on_policy_generator= (a config: on_policy.fraction), or mark that text in the batches, as "
+    "on_policy_mask (B, T) bool"
 )
 
 
@@ -41,10 +41,3 @@ def check_teacher_supports_objective(
                 f"{key}: {term.kind} treats the student's own text and that of others differently, and {source} does "
                 f"not tell them apart; {REMEDY}"
             )
-
-
-def check_reads_no_on_policy_text(objective: Objective) -> None:
-    """Raises UserError for a term that asks which text the student has written, where nothing has it write any."""
-    for term in objective.logit_terms:
-        if "on_policy_mask" in term.loss_spec.inputs:
-            raise UserError(f"{term.key}: {term.kind} learns from text that the student writes; {REMEDY}")

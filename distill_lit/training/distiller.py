@@ -8,7 +8,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from distill_lit.losses import LossOutput, as_objective, check_reads_no_on_policy_text, default_objective
+from distill_lit.losses import LossOutput, default_objective
 from distill_lit.teachers import StudentFollowingTeacher
 from distill_lit.training import optim
 from distill_lit.training.callbacks.collapse import OnPolicyCollapseWarning
@@ -73,8 +73,6 @@ class Distiller(L.LightningModule):
         """
         super().__init__()
         check_models(student, teacher)
-        if on_policy_generator is None and loss is not None:
-            check_reads_no_on_policy_text(as_objective(loss))
         loss = default_objective() if loss is None else loss
         vocab_size = vocab_size or shared_vocab_size(student, teacher)
         self.student = student

@@ -30,8 +30,8 @@ from distill_lit.data.tokenization import tokenize
 from distill_lit.evaluation.evaluator import evaluate_loaded, evaluate_model
 from distill_lit.evaluation.task_evaluation import require_chat_template
 from distill_lit.evaluation.tasks import check_user_tasks, load_task, resolve_tasks
+from distill_lit.experiment import plan as experiments
 from distill_lit.experiment.execution.run import build_run
-from distill_lit.experiment.planning import plan as experiments
 from distill_lit.generation.local import decode_continuation
 from distill_lit.models import load_model, load_tokenizer
 from distill_lit.models.vocabulary import check_special_tokens, unpadded_vocab_size

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from distill_lit.config import load_experiment, to_yaml
-from distill_lit.experiment.execution import join, run
+from distill_lit.experiment import join
+from distill_lit.experiment.execution import run
 from distill_lit.experiment.plan import plan_runs
 from distill_lit.utils.distributed.node import Node
 from distill_lit.utils.distributed.peers import Meeting, Peers, find_meeting

@@ -1,5 +1,6 @@
 """The code of a plugin identifies every run that it can change: other code, other runs; and no other run."""
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -54,15 +55,19 @@ external_models: {{other: "file:{folder}/other"}}
 grid: {{student: [one, rounded]}}
 """
 AS_THEY_ARE = {"teacher", "teacher_int8", "other"}
+REGISTRIES = (
+    (registry, "TEACHER_SOURCES"),
+    (filters, "CUSTOM_FILTERS"),
+    (initializers, "STUDENT_INITIALIZERS"),
+)
 OF_PLUGIN = {"source": "counts", "custom": "[longer]"}
 
 
 @pytest.fixture(autouse=True)
 def _registries(monkeypatch: pytest.MonkeyPatch) -> None:
     """As they were, after each test."""
-    monkeypatch.setattr(registry, "TEACHER_SOURCES", dict(registry.TEACHER_SOURCES))
-    for module, name in ((filters, "CUSTOM_FILTERS"), (initializers, "STUDENT_INITIALIZERS")):
-        monkeypatch.setattr(module, name, {})
+    for module, name in REGISTRIES:
+        monkeypatch.setattr(module, name, copy.copy(getattr(module, name)))
 
 
 def plan(folder: Path, code: str, **chosen: str) -> dict[str, Run]:
@@ -71,7 +76,9 @@ def plan(folder: Path, code: str, **chosen: str) -> dict[str, Run]:
     (folder / "plugin.py").write_text(code)
     (folder / "tiny.yaml").write_text(EXPERIMENT.format(folder="/nowhere", **chosen))
     config = load_experiment(folder / "tiny.yaml")
-    registry.TEACHER_SOURCES.pop("counts", None)
+    for module, name in REGISTRIES:  # another process each time
+        for entry in ("counts", "longer", "by_length", "same"):
+            getattr(module, name).pop(entry, None)
     load_plugins(config.plugins)
     return {run.label: run for run in plan_runs(config)}
 
@@ -111,8 +118,12 @@ def test_a_corpus_of_another_filter_is_another_file(tmp_path: Path, monkeypatch:
     monkeypatch.syspath_prepend(tmp_path)
     paths = set()
     for length in (3, 4):
-        code = f"from longer_than import longer_than\n{PLUGIN}register_filter('longer')(longer_than({length}))\n"
-        (run,) = (r for r in plan(tmp_path / str(length), code, **OF_PLUGIN).values() if r.role == "generated")
+        code = f"from longer_than import longer_than\n{PLUGIN}register_filter('by_length')(longer_than({length}))\n"
+        (run,) = (
+            r
+            for r in plan(tmp_path / str(length), code, source="counts", custom="[by_length]").values()
+            if r.role == "generated"
+        )
         generated = run.config.data.corpora["written"].generated
         monkeypatch.setattr("distill_lit.generation.corpus.prompt_source_fingerprint", lambda *_: "")
         paths.add(generated_corpus_path("written", generated, generation_context(run.config), "hub"))

@@ -130,9 +130,9 @@ def test_the_table_of_runs_has_the_step_where_it_was_chosen(tmp_path: Path) -> N
     run = next(run for run in plan_runs(load_experiment(QUICKSTART, [*BEST])) if run.role == "distilled")
     manifest = {"steps": 24, "metrics": {"validation/teacher_kl": 0.5}}
     write_json(tmp_path / "manifest.json", manifest)
-    assert "exported_step" not in _row(run, tmp_path, True, {})
+    assert "exported_step" not in _row(run, tmp_path, True, {}, "")
     write_json(tmp_path / "manifest.json", manifest | {"exported": {"step": 18, "loss": 1.5}})
-    row = _row(run, tmp_path, True, {})
+    row = _row(run, tmp_path, True, {}, "")
     assert (row["exported_step"], row["training_steps"], row["val_kl"]) == (18, 24, 0.5)
 
 

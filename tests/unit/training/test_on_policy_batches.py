@@ -60,9 +60,13 @@ def test_a_plain_batch_that_is_read_as_it_is_stays_plain() -> None:
 
 
 @pytest.mark.parametrize("term", [losses.PolicyGradientReverseKL(), losses.CrossEntropy() + losses.ContrastiveSkewKL()])
-def test_a_loss_on_text_of_the_student_needs_one_that_writes(term: Any) -> None:
-    with pytest.raises(UserError, match=r"losses.\w+: \w+ learns from .* give Distiller an on_policy_generator="):
-        Distiller(make_model("llama", 0), make_model("llama", 1), term)
+def test_a_loss_on_text_of_the_student_needs_batches_that_say_which_it_is(term: Any) -> None:
+    student, batch = make_model("llama", 0), plain_batch("right")
+    module = Distiller(student, make_model("llama", 1), term)
+    with pytest.raises(UserError, match="does not tell them apart; give Distiller an on_policy_generator="):
+        module.loss(student, batch)
+    own = {**batch, "on_policy_mask": torch.ones_like(batch["input_ids"], dtype=torch.bool)}
+    assert module.loss(student, own).total.isfinite()
 
 
 @pytest.mark.parametrize(
