@@ -19,7 +19,7 @@ from distill_lit.data.corpora import (
     corpus_names,
     read_documents,
 )
-from distill_lit.data.mixture import corpus_shares, tokenize_mixture
+from distill_lit.data.corpus_mixture import corpus_shares, tokenize_mixture
 from distill_lit.data.packing import (
     PACKED_ARRAYS,
     PackedDataset,

@@ -17,7 +17,7 @@ from distill_lit.data.corpora import (
     corpus_names,
     read_documents,
 )
-from distill_lit.data.mixture import corpus_shares
+from distill_lit.data.corpus_mixture import corpus_shares
 from distill_lit.data.packing import PackedDataset, pack_validation
 from distill_lit.data.prepared import PreparedData
 from distill_lit.data.templates import read_template, set_chat_template
