@@ -2,7 +2,7 @@
 
 from rich.console import Console
 
-from distill_lit.experiment.estimates.power import PlannedPower
+from distill_lit.experiment.power import PlannedPower
 from distill_lit.report.number_format import format_points, join_words
 
 

@@ -35,17 +35,21 @@ ALLOWED: dict[str, set[str]] = {
 
 
 @functools.cache
-def imported_packages() -> dict[str, set[str]]:
-    """{package: packages it imports}, imports inside functions included; the root's modules are `distill_lit`."""
+def imported_packages(folder: Path = PACKAGE) -> dict[str, set[str]]:
+    """{package: packages of `folder` that it imports}, imports inside functions included; the folder's own modules count as
+    one, called as it is."""
     graph: dict[str, set[str]] = defaultdict(set)
-    for path in PACKAGE.rglob("*.py"):
-        place = path.relative_to(PACKAGE).parts
-        package = place[0] if len(place) > 1 else PACKAGE.name
+    root = ".".join(folder.relative_to(PACKAGE.parent).parts)
+    own = {path.stem for path in folder.glob("*.py")}
+    for path in folder.rglob("*.py"):
+        place = path.relative_to(folder).parts
+        package = place[0] if len(place) > 1 else folder.name
         for node in ast.walk(ast.parse(path.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, (ast.Import, ast.ImportFrom)) else []
             if isinstance(node, ast.ImportFrom):
                 names = [f"{node.module}.{name}" for name in names]
-            graph[package] |= {name.split(".")[1] for name in names if name.startswith(f"{PACKAGE.name}.")}
+            found = {name.removeprefix(f"{root}.").split(".")[0] for name in names if name.startswith(f"{root}.")}
+            graph[package] |= {folder.name if name in own and folder != PACKAGE else name for name in found}
     return {package: found - {package} for package, found in graph.items()}
 
 
@@ -69,6 +73,11 @@ def test_there_is_no_circle_and_there_are_few_floors() -> None:
     graph = imported_packages()
     assert len(graph) <= 20
     assert len(levels(graph)) <= 10
+
+
+def test_the_packages_of_an_experiment_import_downwards() -> None:
+    floors = levels(imported_packages(PACKAGE / "experiment"))
+    assert floors == [["planning"], ["state"], ["estimates"], ["execution"], ["launcher"], ["checks"], ["experiment"]]
 
 
 def test_no_module_is_called_like_one_of_python_or_of_a_dependency() -> None:

@@ -120,7 +120,7 @@ def _tasks() -> Iterable[Line]:
 
 def _signals(records: Path) -> Iterable[Line]:
     """The tasks in the records of a results folder, with what they can tell."""
-    from distill_lit.experiment.estimates.power import teacher_signals
+    from distill_lit.experiment.power import teacher_signals
     from distill_lit.report.number_format import format_number, format_points, format_with_interval
 
     for signal in teacher_signals(records):

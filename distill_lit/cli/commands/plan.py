@@ -28,7 +28,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
     experiment = load_checked_experiment(options)
     from distill_lit.cli.power_lines import print_power
     from distill_lit.cli.run_table import print_plan
-    from distill_lit.experiment.estimates.power import planned_power
+    from distill_lit.experiment.power import planned_power
 
     power = planned_power(experiment, options.records)
     print_plan(experiment, experiment.plan(), console)

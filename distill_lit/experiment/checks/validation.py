@@ -24,7 +24,7 @@ from distill_lit.evaluation.probe_corpora import check_probes
 from distill_lit.evaluation.tasks import check_tasks
 from distill_lit.experiment.checks.export_checks import check_adaptive_fraction, check_export
 from distill_lit.experiment.estimates.strategy import check_strategy
-from distill_lit.experiment.launcher.devices import num_devices, share_gpus, visible_gpus
+from distill_lit.experiment.execution.devices import num_devices, share_gpus, visible_gpus
 from distill_lit.experiment.launcher.slurm.checks import check_slurm_config
 from distill_lit.experiment.planning.asked_teachers import check_mixture
 from distill_lit.experiment.planning.fingerprint import TEACHER_INT8

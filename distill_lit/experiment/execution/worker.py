@@ -41,7 +41,7 @@ def worker_main(arguments: list[str]) -> None:
     queue = _RunQueue()
     import torch
 
-    from distill_lit.experiment.launcher.devices import limit_gpu_memory
+    from distill_lit.experiment.execution.devices import limit_gpu_memory
     from distill_lit.experiment.planning.planned_run import from_task
 
     torch.set_num_threads(threads)

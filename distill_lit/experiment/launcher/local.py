@@ -17,8 +17,8 @@ from typing import Any
 from distill_lit.config import ExperimentConfig
 from distill_lit.config.roles import Role
 from distill_lit.experiment.estimates.pace import threads_per_worker
+from distill_lit.experiment.execution.devices import share_gpus, visible_gpus, worker_environment
 from distill_lit.experiment.execution.stopping import CheckpointWatch, StopSignals, Terminated, describe_stop
-from distill_lit.experiment.launcher.devices import share_gpus, visible_gpus, worker_environment
 from distill_lit.experiment.launcher.display import Display
 from distill_lit.experiment.launcher.outcome import Outcome
 from distill_lit.experiment.planning.planned_run import Run, to_task

@@ -13,8 +13,8 @@ from distill_lit.analysis.power import TaskVariances, detectable_difference, var
 from distill_lit.cli.commands import plan
 from distill_lit.cli.power_lines import print_power
 from distill_lit.config import load_experiment
-from distill_lit.experiment.estimates.power import planned_power
 from distill_lit.experiment.experiment import Experiment
+from distill_lit.experiment.power import planned_power
 from distill_lit.utils.exceptions import UserError
 
 VARIANCES = {

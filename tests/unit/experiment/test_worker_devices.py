@@ -13,8 +13,8 @@ from distill_lit.config import ExperimentConfig, LauncherConfig, StudentConfig, 
 from distill_lit.config.roles import Role
 from distill_lit.experiment.checks import validation
 from distill_lit.experiment.estimates.pace import threads_per_worker
+from distill_lit.experiment.execution.devices import limit_gpu_memory, share_gpus, visible_gpus, worker_environment
 from distill_lit.experiment.experiment import Experiment
-from distill_lit.experiment.launcher.devices import limit_gpu_memory, share_gpus, visible_gpus, worker_environment
 from distill_lit.experiment.launcher.shards import choose_named
 from distill_lit.experiment.planning.planned_run import Run
 from distill_lit.experiment.state import completion
