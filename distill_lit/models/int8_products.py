@@ -1,5 +1,5 @@
 """Products of int8 matrices on CPUs without instructions for them (VNNI, AMX): torch multiplies number by number there,
-fifty times as slowly as in float32, where the same products are exact.
+far more slowly than in float32, where the same products are exact (benchmarks/int8_products.md).
 
 A product of int8 with int8 or uint8 is below 2¹⁵, and float32 holds every integer up to 2²⁴: sums of 512 products have no
 error, in any order. Longer ones are added up in int32, so that the result is torch's own, bit for bit.
