@@ -359,16 +359,17 @@ def test_an_impossible_likelihood_leaves_a_gap_and_no_warning(tmp_path: Path) ->
 
 
 def test_index_lists_experiments_and_escapes_them(folder: Path, result: ReportBundle) -> None:
+    write_report_page(folder, result)
     write_summary_json(folder, result)
     (folder.parent / "broken").mkdir(exist_ok=True)
     (folder.parent / "broken" / "summary.json").write_text("{")
-    text = write_index_page(folder.parent).read_text()
+    text = write_index_page(folder.parent)[0].read_text()
     assert 'href="nasty/report.html"' in text
     assert escape_html(result.headline) in text
     assert "<script" not in text  # nothing to sort
     assert "<img" not in text
     (folder / "frontier.png").write_bytes(b"a picture")
-    assert write_index_page(folder.parent).read_text().count('<img src="nasty/frontier.png" alt="Score') == 1
+    assert write_index_page(folder.parent)[0].read_text().count('<img src="nasty/frontier.png" alt="Score') == 1
     (folder / "frontier.png").unlink()
 
 
@@ -657,7 +658,7 @@ def test_the_index_sorts_and_filters(tmp_path: Path) -> None:
             summary |= {"outcome": outcome, "students": [student]}
         (tmp_path / name).mkdir()
         (tmp_path / name / "summary.json").write_text(json.dumps(summary))
-    driven = write_index_page(tmp_path)
+    driven = write_index_page(tmp_path)[0]
     driven.write_text(driven.read_text().replace("</body>", f"{DRIVE_INDEX}</body>"))
     dom, log = browse(driven)
     assert "CONSOLE" not in log, [line for line in log.splitlines() if "CONSOLE" in line]

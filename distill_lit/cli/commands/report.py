@@ -2,7 +2,11 @@
 
 import argparse
 import os
+import signal
 import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,8 +61,7 @@ def _is_results_folder(folder: Path) -> bool:
 
 
 def _report_folders(folders: list[Path], options: argparse.Namespace, console: Console) -> int:
-    """Draws one report after another, all of them checked before the first; the table only of a single one."""
-    from distill_lit.cli.report_output import print_report
+    """Draws the reports, all of them checked before the first is drawn; prints the table of a single one."""
     from distill_lit.config import load_experiment
     from distill_lit.config.primary_endpoint import check_primary_endpoint
 
@@ -67,14 +70,36 @@ def _report_folders(folders: list[Path], options: argparse.Namespace, console: C
         check_primary_endpoint(folder, config.analysis)
         if not os.access(folder, os.W_OK):
             raise UserError(f"{folder} cannot be written to; copy it to a folder that can be, and draw its report there")
-    for folder, config in configs.items():
-        begun = time.perf_counter()
-        bundle, paths = _draw(folder, config, options.all)
-        if len(folders) == 1:
-            print_report(bundle, folder, console, paths)
-        else:
-            console.print(f"{folder / 'report.html'}  {time.perf_counter() - begun:.0f} s", highlight=False, soft_wrap=True)
+    if len(folders) == 1:
+        from distill_lit.cli.report_output import print_report
+
+        bundle, paths = _draw(folders[0], configs[folders[0]], options.all)
+        print_report(bundle, folders[0], console, paths)
+        return DONE
+    for folder, seconds in zip(folders, _draw_each(configs, options.all), strict=True):
+        console.print(f"{folder / 'report.html'}  {seconds:.0f} s", highlight=False, soft_wrap=True)
     return DONE
+
+
+def _draw_each(configs: "dict[Path, ExperimentConfig]", pdf_and_tex: bool) -> Iterator[float]:
+    """Draws the reports in one process for each core that may be used; yields the seconds each took, in their order."""
+    from distill_lit.report.web.index_page import write_index_page
+    from distill_lit.utils.cores import usable_cores
+
+    pool = ProcessPoolExecutor(  # spawned, since forked threads of NumPy and Arrow can hang
+        min(usable_cores(), len(configs)), get_context("spawn"), signal.signal, (signal.SIGINT, signal.SIG_IGN)
+    )
+    try:
+        yield from pool.map(_draw_timed, configs, configs.values(), [pdf_and_tex] * len(configs))
+    finally:  # after Ctrl-C, or a report that cannot be drawn, no other is begun
+        pool.shutdown(cancel_futures=True)
+        write_index_page(next(iter(configs)).parent)  # of two processes, each can have read it without the other's report
+
+
+def _draw_timed(folder: Path, config: "ExperimentConfig", pdf_and_tex: bool) -> float:
+    begun = time.perf_counter()
+    _draw(folder, config, pdf_and_tex)
+    return time.perf_counter() - begun
 
 
 def _draw(folder: Path, config: "ExperimentConfig", pdf_and_tex: bool) -> "tuple[ReportBundle, list[Path]]":

@@ -1,5 +1,6 @@
 """results/index.html: every experiment that has been drawn, with its question, its verdict and its frontier."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,11 @@ OUTCOMES = {
 }
 
 
-def write_index_page(results_root: Path) -> Path:
-    """Writes index.html into the folder of all results; returns its path. Folders without a summary are left out."""
+def write_index_page(results_root: Path) -> list[Path]:
+    """Writes index.html into the folder of all results; returns its path, or none where that folder cannot be written to.
+    Folders without a summary are left out."""
+    if not os.access(results_root, os.W_OK):
+        return []
     found = [(path.parent, _read(path)) for path in sorted(results_root.glob("*/summary.json"))]
     cards = [_card(folder, summary) for folder, summary in found if summary]
     body = "\n".join([
@@ -36,7 +40,7 @@ def write_index_page(results_root: Path) -> Path:
         f"<script>\n{read_web_asset('index.js')}</script>" if len(cards) > 1 else "",
     ])  # fmt: skip
     write_text(results_root / "index.html", html_document("Experiments", body))
-    return results_root / "index.html"
+    return [results_root / "index.html"]
 
 
 def _controls(outcomes: set[str]) -> str:
