@@ -145,8 +145,8 @@ def test_text_is_written_at_the_pace_of_its_writer(
     """Another model than the teacher; a server needs no memory here."""
     estimates: list[Estimate] = []
     server: dict[str, object] = {"base_url": "http://localhost:1/v1", "model": "m", "protocol": "completions"}
-    changes: dict[str, object]
-    for changes in ({"model": f"file:{teacher}"}, {}, {"remote": server}):
+    writers: list[dict[str, object]] = [{"model": f"file:{teacher}"}, {}, {"remote": server}]
+    for changes in writers:
         runs = plan_runs(load(tmp_path, tiny_teacher, tiny_corpus, written(path=f"file:{tiny_corpus}", **changes)))
         run = next(run for run in runs if run.role == "generated")
         found = estimate_runs(runs)[run.name]
