@@ -137,8 +137,14 @@ def _digest(file: Any) -> str:
 
 
 def hashes_of(folder: Path) -> dict[str, str]:
-    """{relative path: sha256} of every file below `folder`, in sorted order."""
-    return {str(p.relative_to(folder)): sha256_of(p) for p in sorted(folder.rglob("*")) if p.is_file()}
+    """{relative path: sha256} of every file below `folder`, in sorted order, but for what is being written, or was when its
+    writer was killed."""
+    paths = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*"))}
+    return {name: sha256_of(path) for name, path in paths.items() if not _is_unfinished(name) and path.is_file()}
+
+
+def _is_unfinished(name: str) -> bool:
+    return any(part.startswith(TEMPORARY_PREFIX) for part in Path(name).parts)
 
 
 def folder_stamp(folder: Path, is_watched: Callable[[str], bool]) -> list[int]:

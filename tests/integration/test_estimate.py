@@ -1,5 +1,6 @@
 """What an experiment is said to cost, against what it then writes; and the refusal where a disk has not the room."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +19,7 @@ from distill_lit.experiment.estimates.memory_estimate import Memory, estimate_me
 from distill_lit.experiment.estimates.run_estimate import Estimate, estimate_runs, require_disk_space
 from distill_lit.experiment.execution.run import execute_run
 from distill_lit.experiment.plan import plan_runs
-from distill_lit.experiment.planning.architectures import Architectures
+from distill_lit.experiment.planning.architectures import Architecture, Architectures
 from distill_lit.experiment.planning.planned_run import Run
 from distill_lit.profiling.calibration import Calibration
 from distill_lit.utils.exceptions import UserError
@@ -115,6 +116,47 @@ def test_text_that_nobody_can_count_is_unknown_not_nothing(
     capped = estimate_of(load(tmp_path, tiny_teacher, tiny_corpus, "data.max_tokens=512"))
     assert capped is not None
     assert capped.disk_bytes == (512 + 3 * 32) * 32 * 4
+
+
+def written(**fields: object) -> str:
+    """A corpus that a model writes: 50 prompts, answers of 80 tokens."""
+    prompts = {"path": fields.pop("path"), "text": "{{ text }}", "max_documents": 50}
+    generated = {"prompts": prompts, "max_new_tokens": 80, "chat": False, **fields}
+    return f"data.corpora.answers={json.dumps({'generated': generated})}"
+
+
+def test_a_cache_of_text_that_is_written_first(
+    tmp_path: Path, tiny_teacher: Path, tiny_corpus: Path, machine: list[int]
+) -> None:
+    """Of 50 texts of 200 tokens and of the file beside them, or of what `max_tokens` leaves of both."""
+    size = sum(len(text) for text in set(tiny_models.sentences(400, 1)))
+    answers = [written(path=f"file:{tiny_corpus}"), "objective.terms.kl={kind: forward_kl, weight: 1}"]
+    said = estimate_of(load(tmp_path, tiny_teacher, tiny_corpus, *answers))
+    assert said is not None
+    assert said.disk_bytes == (50 * 200 + size // 4 + 3 * 32) * 32 * 4
+    capped = estimate_of(load(tmp_path, tiny_teacher, tiny_corpus, *answers, "data.max_tokens=512"))
+    assert capped is not None
+    assert capped.disk_bytes == (512 + 3 * 32) * 32 * 4
+
+
+def test_text_is_written_at_the_pace_of_its_writer(
+    tmp_path: Path, tiny_teacher: Path, tiny_corpus: Path, teacher: Path, machine: list[int]
+) -> None:
+    """Another model than the teacher; a server needs no memory here."""
+    estimates: list[Estimate] = []
+    server: dict[str, object] = {"base_url": "http://localhost:1/v1", "model": "m", "protocol": "completions"}
+    writers: list[dict[str, object]] = [{"model": f"file:{teacher}"}, {}, {"remote": server}]
+    for changes in writers:
+        runs = plan_runs(load(tmp_path, tiny_teacher, tiny_corpus, written(path=f"file:{tiny_corpus}", **changes)))
+        run = next(run for run in runs if run.role == "generated")
+        found = estimate_runs(runs)[run.name]
+        assert found is not None
+        estimates.append(found)
+    sizes = [Architecture.of_folder(folder).size for folder in (teacher, tiny_teacher)]
+    assert [one.flops for one in estimates] == [*(size.flops_per_token() * 50 * 80 for size in sizes), 0]
+    other, own, remote = (one.memory.teacher for one in estimates)
+    assert other - own > 4 * (sizes[0].parameters - sizes[1].parameters)
+    assert remote == 0
 
 
 # ---------------------------------------------------------------- room on the disks

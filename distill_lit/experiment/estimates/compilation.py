@@ -22,7 +22,7 @@ from distill_lit.profiling.compilation import CompilationCost, compilation_cost
 from distill_lit.teachers import teacher_capabilities
 from distill_lit.utils import hardware
 from distill_lit.utils.exceptions import UserError
-from distill_lit.utils.files import fingerprint, read_mapping, write_json
+from distill_lit.utils.files import fingerprint, merge_json, read_mapping
 
 CHOICES_FILE = "compile.json"  # in the folder of the runs: {graph: {compile, why}}
 MIN_SECONDS = 1800.0  # of training on a graph, below which it is not measured: a third of it would hardly pay for measuring
@@ -51,8 +51,7 @@ def choose_compilation(
     kept = read_mapping(path)
     new = {key: _decide(of_graph, estimates, note) for key, of_graph in graphs.items() if key not in kept}
     if new:
-        kept = new | read_mapping(path)  # of another driver, which may have been faster
-        write_json(path, kept)
+        kept = merge_json(path, new)  # another driver may have been faster
     compiled = {run.name for key, of_graph in graphs.items() for run in of_graph if kept[key]["compile"] == "always"}
     return [_compiled(run) if run.name in compiled else run for run in runs]
 

@@ -69,8 +69,9 @@ def estimate_memory(run: Run, architectures: Architectures) -> Memory:
         asked = _teacher_bytes(architectures.of(fields_.model, run), fields_, config, _teacher_shards(config))
         return Memory(teacher=asked, activations=_logit_bytes(config, architectures.teacher(run)), process=process)
     if run.role == Role.GENERATED:
-        teacher = architectures.teacher(run)
-        return Memory(teacher=_model_bytes(teacher, config.teacher.dtype, _micro_tokens(config)), process=process)
+        writer = architectures.writer(run)
+        held = 0 if writer is None else _model_bytes(writer, config.teacher.dtype, _micro_tokens(config))
+        return Memory(teacher=held, process=process)
     is_model = bool(run.student or run.model_reference)
     student = architectures.student(run) if is_model else architectures.teacher(run)
     stages = [_evaluation_memory(config, student), _answering_memory(config, student)]

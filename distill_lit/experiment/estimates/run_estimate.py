@@ -22,7 +22,7 @@ from distill_lit.experiment.estimates.pace import (
     num_workers,
 )
 from distill_lit.experiment.estimates.strategy import with_strategy
-from distill_lit.experiment.planning.architectures import Architectures
+from distill_lit.experiment.planning.architectures import Architecture, Architectures
 from distill_lit.experiment.planning.asked_teachers import asked_teachers, with_teacher
 from distill_lit.experiment.planning.planned_run import Run
 from distill_lit.experiment.state.completion import is_run_built
@@ -81,7 +81,7 @@ def _estimate(run: Run, architectures: Architectures, pace: Pace) -> Estimate | 
     if run.role == Role.TEACHER_CACHE:
         found = _estimate_teacher_cache(run, architectures, pace)
     elif run.role == Role.GENERATED:
-        found = _estimate_generation(run.config, architectures.teacher(run).size, pace)
+        found = _estimate_generation(run.config, architectures.writer(run), pace)
     else:
         found = _estimate_model(run, architectures, pace)
     return (
@@ -211,19 +211,30 @@ def _estimate_teacher_cache(run: Run, architectures: Architectures, pace: Pace) 
 def _positions(config: ExperimentConfig, tokenizer_folder: Path) -> CacheRows | None:
     """How much there is to read, or None where nobody knows."""
     length, held_out = config.data.sequence_length, config.data.validation_sequences * config.data.sequence_length
-    if any(corpus.generated for corpus in config.data.corpora.values()):
-        tokens = _count_generated_tokens(config)
-        return CacheRows(tokens, tokens, held_out)
+    is_written_first = any(corpus.generated for corpus in config.data.corpora.values())
     tokens = config.data.max_tokens
     try:
         if _are_corpora_local(config):
-            known = _cached_statistics(config, tokenizer_folder)
-            if known:
+            if not is_written_first and (known := _cached_statistics(config, tokenizer_folder)):
                 return CacheRows(known["train_rows"] * length, known["targets"], known["validation_rows"] * length)
-            tokens = tokens or (data.count_bytes(config.data, config.dataset_source) or 0) // UNTOKENIZED_BYTES_PER_TOKEN
+            tokens = _pool_tokens(config)
     except UserError:  # the run will say what is wrong
         pass
     return CacheRows(tokens, tokens, held_out) if tokens else None
+
+
+def _pool_tokens(config: ExperimentConfig) -> int:
+    """Tokens of the training pool, 0 where nobody knows: of what is still to be written at its full length, of files by
+    their bytes, never more than `data.max_tokens`."""
+    most, written = config.data.max_tokens, _count_generated_tokens(config)
+    if most and not written:
+        return most
+    files = {name: corpus for name, corpus in config.data.corpora.items() if corpus.generated is None}
+    size = data.count_bytes(replace(config.data, corpora=files), config.dataset_source) if files else 0
+    if size is None:
+        return most
+    found = written + size // UNTOKENIZED_BYTES_PER_TOKEN
+    return min(found, most or found)
 
 
 def _cached_statistics(config: ExperimentConfig, tokenizer_folder: Path) -> dict[str, Any]:
@@ -256,11 +267,12 @@ def _are_corpora_local(config: ExperimentConfig) -> bool:
     return all(map(assets.is_fetched, needed))
 
 
-def _estimate_generation(config: ExperimentConfig, teacher: ModelSize, pace: Pace) -> Estimate:
+def _estimate_generation(config: ExperimentConfig, writer: Architecture | None, pace: Pace) -> Estimate:
     """Prompts and answers of a local writer; a server's work costs this machine nothing but the disk."""
     written = [corpus.generated for corpus in config.data.corpora.values() if corpus.generated is not None]
-    local = sum(_count_completions(generated) * generated.max_new_tokens for generated in written if not generated.remote)
-    flops, size = teacher.flops_per_token() * local, 2 * _count_generated_tokens(config) * JSON_BYTES_PER_TOKEN
+    tokens = sum(_count_completions(generated) * generated.max_new_tokens for generated in written)
+    flops = writer.size.flops_per_token() * tokens if writer else 0.0
+    size = 2 * _count_generated_tokens(config) * JSON_BYTES_PER_TOKEN
     seconds = {"start": START_SECONDS, "generation": pace.decoding(flops, config.teacher.dtype)}
     return Estimate(0, flops, size, size, *_minutes(seconds))
 

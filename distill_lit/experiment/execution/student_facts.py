@@ -68,10 +68,12 @@ def training_fingerprints(
 ) -> dict[str, str]:
     """What a checkpoint belongs to. A run's identity holds references; this holds the contents behind them."""
     config = run.config.students[run.student]
+    # `student.from` holds what is in the folder that it begins as, whose path changes with the runs' place and labels
+    shape = config.with_origin("") if config.from_.startswith("file:") else config
     shapes = {name: list(parameter.shape) for name, parameter in student.named_parameters()}
     fingerprints = {
         "teacher": fingerprint(model_fingerprint(teacher_folder)),
-        "student": fingerprint([to_dict(config), shapes]),
+        "student": fingerprint([to_dict(shape), shapes]),
         "data": prepared.fingerprint,
         "objective": json.dumps(objective.facts(), sort_keys=True),
         "training": json.dumps(training_fingerprint_fields(run.config), sort_keys=True),

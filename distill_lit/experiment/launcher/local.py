@@ -127,7 +127,7 @@ class LocalLauncher:
         self.threads = threads_per_worker(config.launcher.threads_per_worker, self.count)
         self.gpus = share_gpus(config.launcher, todo, visible_gpus())
         self.gpu_share = config.launcher.workers_per_gpu if self.gpus else 1
-        self.began = time.time()
+        self._old_words = {run.name: _state_stamp(folder / run.name) for run in todo}  # of runs that ended before this
         self.pending = {run.name for run in todo}
         self.workers: dict[int, Worker] = {}
         self._early_deaths: Counter[int] = Counter()  # by the number of the worker
@@ -175,8 +175,9 @@ class LocalLauncher:
         if holder_of(folder) is not None:
             return
         if not is_run_complete(run, folder):
+            stamp = _state_stamp(folder)
             status, reason = last_status(folder)
-            if status != FAILED or (folder / STATE_NAME).stat().st_mtime < self.began:
+            if status != FAILED or stamp in (None, self._old_words[run.name]):
                 return
             self.outcome.failed[run.name] = reason
         self.waiting.remove(run)
@@ -305,6 +306,7 @@ class LocalLauncher:
     def _assign_next(self, worker: Worker) -> None:
         if worker.run is not None:
             return
+        self._fail_dependents()  # of what was found to have failed elsewhere
         for run in [run for run in self.waiting if not self.pending.intersection(run.depends_on)]:
             if holder := holder_of(self.folder / run.name):
                 self._note_once(f"{run.label}: {holder} is at it")
@@ -316,6 +318,14 @@ class LocalLauncher:
             worker.assign(run)
             self.display.start_run(run)
             return
+
+
+def _state_stamp(folder: Path) -> tuple[int, int] | None:
+    """What tells one last word of a run from a later one, whatever the clocks of machines say; None where there is none."""
+    with contextlib.suppress(OSError):
+        found = (folder / STATE_NAME).stat()
+        return found.st_mtime_ns, found.st_ino
+    return None
 
 
 def _reply_seconds(run: Run | None) -> float:

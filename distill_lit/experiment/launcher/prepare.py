@@ -1,5 +1,6 @@
 """What every engine has in common: folders of runs that were renamed, checkpoints that are whole."""
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,7 +32,8 @@ def _rename_relabeled_folders(runs: list[Run], folder: Path) -> None:
     for run in runs:
         others = known.get(run.fingerprint[:8], [])
         if len(others) == 1 and not (folder / run.name).exists():
-            others[0].rename(folder / run.name)
+            with contextlib.suppress(FileNotFoundError):  # another driver has just done so
+                others[0].rename(folder / run.name)
 
 
 def _check_checkpoints(todo: list[Run], folder: Path) -> list[str]:

@@ -122,6 +122,11 @@ class Architectures:
         """Of the model that the student of a run begins as, or is pruned from."""
         return self.of(run.config.students[run.student].from_ or run.config.teacher.model, run)
 
+    def writer(self, run: Run) -> Architecture | None:
+        """Of the local model that writes the corpus of a run; None where a server does."""
+        generated = next(corpus.generated for corpus in run.config.data.corpora.values() if corpus.generated)
+        return None if generated.remote else self.of(generated.model or run.config.teacher.model, run)
+
     def reader(self, run: Run) -> Architecture:
         """Of the model with whose tokenizer the text of a run is read: the teacher, or where they need not share it, what
         the student begins as."""

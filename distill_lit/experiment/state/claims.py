@@ -19,7 +19,7 @@ from typing import Any
 from filelock import SoftFileLease, Timeout
 
 from distill_lit.utils.exceptions import UserError
-from distill_lit.utils.files import read_json, write_unsynced
+from distill_lit.utils.files import read_json, read_mapping, write_unsynced
 from distill_lit.utils.processes import process_start
 
 LEASE_NAME, HOLDER_NAME = "lease", "lease.json"
@@ -87,11 +87,13 @@ def claim_folder(folder: Path, timeout: float, job: str = "") -> Iterator[None]:
         lease.acquire()
     except Timeout:
         raise InUse(f"{folder} is in use by {holder_of(folder) or 'another process'}; wait for it or stop it") from None
+    own = Holder.of_this_process(job)
     try:
-        write_unsynced(folder / HOLDER_NAME, json.dumps(asdict(Holder.of_this_process(job))))
+        write_unsynced(folder / HOLDER_NAME, json.dumps(asdict(own)))
         yield
     finally:
-        (folder / HOLDER_NAME).unlink(missing_ok=True)
+        if read_mapping(folder / HOLDER_NAME) == asdict(own):  # not that of whoever has taken a lost lease
+            (folder / HOLDER_NAME).unlink(missing_ok=True)
         lease.release()
 
 

@@ -88,6 +88,14 @@ def test_what_was_decided_stays_for_further_seeds_and_other_measurements(
     assert not notes
 
 
+def test_of_two_drivers_that_decide_at_once_the_first_one_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seeds that one compiles and the other does not would not compute alike."""
+    monkeypatch.setattr(compilation, "read_mapping", lambda _: {})  # neither has seen what the other has written
+    slow, _ = compile_choices(planned(), tmp_path, monkeypatch, 1.0)
+    fast, _ = compile_choices(planned(), tmp_path, monkeypatch, 60.0)
+    assert set(slow.values()) == set(fast.values()) == {"auto"}
+
+
 def test_where_compiling_fails_students_run_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     choices, notes = compile_choices(planned(), tmp_path, monkeypatch, 600.0, "g++ says no")
     assert set(choices.values()) == {"auto"}

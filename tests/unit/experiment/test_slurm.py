@@ -219,6 +219,22 @@ def test_partitions_and_times_as_sinfo_prints_them() -> None:
     assert [parse_minutes(text) for text in ("30:00", "2:00:00", "1-12:30:00", "infinite", "n/a")] == [30, 120, 2190, 0, 0]
 
 
+@pytest.mark.parametrize(
+    ("gres", "gpus"),
+    [
+        ("gpu:4", 4),
+        ("gpu:2080ti:8(S:0-1)", 8),
+        ("gpu:tesla-v100:2", 2),
+        ("gpu:nvidia_a100-sxm4-80gb:4(S:0,2),nvme:1", 4),
+        ("gpu:1g.5gb:7,gpu:a100:2", 9),
+        ("craynetwork:4,gpu:a100:no_consume:4", 4),
+        ("vgpu:3", 0),
+    ],
+)
+def test_gpus_are_counted_whatever_they_are_called(gres: str, gpus: int) -> None:
+    assert parse_partitions(f"gpu*|infinite|1|32|{gres}\n")["gpu"].gpus == gpus
+
+
 def test_bad_values_are_one_line() -> None:
     known = {"main": Partition("main", True, 60, 2, 4, 0)}
     for slurm, words in (

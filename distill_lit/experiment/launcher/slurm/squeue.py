@@ -10,6 +10,8 @@ from distill_lit.utils.exceptions import one_line_message
 
 TIMEOUT_SECONDS = 60.0
 QUEUE_FORMAT = "%i|%F|%K|%j|%T|%N|%r"
+# in what sinfo says of a node, as gpu:4, gpu:2080ti:8(S:0-1) or gpu:nvidia_a100-sxm4-80gb:4
+GPUS = re.compile(r"(?:^|,)gpu(?::[^:,()]+)*:(\d+)(?=[,(]|$)")
 IDS_PER_COMMAND = 500
 ORDINARY_REASONS = ("None", "Resources", "Priority", "Dependency", "BeginTime", "JobArrayTaskLimit", "Cleaning")
 
@@ -121,7 +123,7 @@ def parse_partitions(text: str) -> dict[str, Partition]:
     found: dict[str, Partition] = {}
     for line in text.splitlines():
         name, limit, nodes, cpus, gres = (part.strip() for part in line.split("|", 4))
-        gpus = sum(int(number) for number in re.findall(r"gpu(?::[A-Za-z]\w*)?:(\d+)", gres))
+        gpus = sum(map(int, GPUS.findall(gres)))
         bare = name.rstrip("*")
         before = found.get(bare, Partition(bare, name.endswith("*"), 0, 0, 0, 0))
         cores = int(re.sub(r"\D", "", cpus) or 0)
