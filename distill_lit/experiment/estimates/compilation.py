@@ -49,7 +49,7 @@ def choose_compilation(
             graphs[_graph_key(run.config)].append(run)
     path = folder / CHOICES_FILE
     kept = read_mapping(path)
-    new = {key: _decide(of_graph, estimates, note) for key, of_graph in graphs.items() if key not in kept}
+    new = {key: _decide(of_graph, runs, estimates, note) for key, of_graph in graphs.items() if key not in kept}
     if new:
         kept = merge_json(path, new)  # another driver may have been faster
     compiled = {run.name for key, of_graph in graphs.items() for run in of_graph if kept[key]["compile"] == "always"}
@@ -86,8 +86,10 @@ def _graph_key(config: ExperimentConfig) -> str:
     ])  # fmt: skip
 
 
-def _decide(runs: list[Run], estimates: Mapping[str, Estimate | None], note: Callable[[str], None]) -> dict[str, Any]:
-    """{compile, why} for the runs of a graph."""
+def _decide(
+    runs: list[Run], all_runs: Sequence[Run], estimates: Mapping[str, Estimate | None], note: Callable[[str], None]
+) -> dict[str, Any]:
+    """{compile, why} for the runs of a graph. all_runs: what they are made from too, and what the cores are shared with."""
     config, student = runs[0].config, runs[0].student
     found = [estimates.get(run.name) for run in runs]
     seconds = sum(60 * one.parts.get("training", 0.0) for one in found if one is not None)
@@ -101,7 +103,7 @@ def _decide(runs: list[Run], estimates: Mapping[str, Estimate | None], note: Cal
     except UserError as error:
         note(f"training.compile: auto: {student} is not compiled: {error}")
         return {"compile": "never", "why": str(error)}
-    architectures, pace = Architectures(runs), Pace.of(runs)
+    architectures, pace = Architectures(all_runs), Pace.of(all_runs)
     saved, spent = balance([_backbone_work(run, architectures, pace) for run in runs], cost)
     choice = "always" if saved > MARGIN * spent else "never"
     line = f"{student}: compiling {len(runs)} runs saves {saved:.0f} s and takes {spent:.0f} s"
