@@ -17,6 +17,9 @@ from distill_lit.config.derivation import map_model_references
 from distill_lit.config.roles import Role
 from distill_lit.experiment.checks.model_checks import check_against_teacher
 from distill_lit.experiment.collect import _costs, _curves
+from distill_lit.experiment.estimates import compilation
+from distill_lit.experiment.estimates.compilation import choose_compilation
+from distill_lit.experiment.estimates.run_estimate import Estimate
 from distill_lit.experiment.execution.run import (
     build_run,
     check_sources_unchanged,
@@ -33,6 +36,7 @@ from distill_lit.experiment.planning.architectures import Architectures
 from distill_lit.experiment.planning.planned_run import Run
 from distill_lit.experiment.state.completion import is_run_built, is_run_evaluated
 from distill_lit.models import load_model
+from distill_lit.profiling.compilation import CompilationCost
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import read_jsonl, read_mapping, write_json
 
@@ -79,6 +83,21 @@ def test_a_model_with_a_seed_of_its_own_is_made_once(tmp_path: Path, teacher: Pa
     runs = plan(write(tmp_path, teacher, tiny_corpus, text, "{teacher: [corrected], seed: [0, 1]}"))
     assert runs["corrected"].config.seed == 5
     assert {runs[f"two-teacher=corrected-seed={seed}"].sources["corrected"] for seed in (0, 1)} == {runs["corrected"].name}
+
+
+def test_long_trainings_are_compiled_whose_teachers_are_made_here(
+    tmp_path: Path, teacher: Path, tiny_corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each graph is decided for alone, by the size of a teacher that is none of its runs."""
+    online = "teacher.source=online"
+    runs = list(plan(write(tmp_path, teacher, tiny_corpus, MODELS, "{teacher: [corrected], seed: [0]}"), online).values())
+    estimates = {run.name: Estimate(0, 0.0, 0, 0, 60.0, parts={"training": 60.0}) for run in runs}
+    monkeypatch.setattr(compilation, "can_compile", lambda _: True)
+    monkeypatch.setattr(compilation, "compilation_cost", lambda *_: CompilationCost(0.0, 0.0, 0.0, 0.0, 2.0, 2.0))
+    compiled = choose_compilation(runs, estimates, tmp_path, lambda _: None)
+    trained = {run.name for run in runs if run.is_trained}
+    assert {run.name for run in compiled if run.config.training.compile == "always"} == trained
+    assert len(trained) == 4
 
 
 @pytest.mark.parametrize("change", ["models.corrected.training.max_tokens=2000", "data.seed=1", "models.corrected.seed=3"])
