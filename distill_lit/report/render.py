@@ -125,8 +125,8 @@ def _label(name: str) -> str:
 
 
 def write_pareto_files(folder: Path, result: ReportBundle, all_formats: bool = False) -> list[Path]:
-    """frontier.png (against parameters, and bytes and speed where they say more; or one below the other where many models
-    have the same) and .csv (against every cost axis)."""
+    """frontier.png (against parameters, and bytes and speed where they say more; or one below the other, with these beside
+    their names, where many models have the same) and .csv (against every cost axis)."""
     analysis, groups = result.scores.analysis, result.scores.groups
     frames = result.frontiers
     declared = result.endpoint_frame.query("is_primary and endpoint != @ACCURACY")
@@ -134,11 +134,11 @@ def write_pareto_files(folder: Path, result: ReportBundle, all_formats: bool = F
     mark = " ".join(sample_limit_notes(result.scores))
     display, levels = result.scores.results.display, (analysis.claim_min_quality, analysis.confidence_level)
     shown = {axis: with_labels(frame, display) for axis, frame in frames.items()}
-    first = next(iter(shown.values()))
+    panels = panel_frames(shown)
     figure = (
-        ranking_figure(first, *levels, mark, title)
-        if is_crowded(first)
-        else pareto_figure(panel_frames(shown), *levels, mark, variant_numbers(groups), title, role_words(display))
+        ranking_figure(panels, *levels, mark, title)
+        if is_crowded(next(iter(shown.values())))
+        else pareto_figure(panels, *levels, mark, variant_numbers(groups), title, role_words(display))
     )
     table = pd.concat([frame.assign(axis=axis) for axis, frame in frames.items()], ignore_index=True)
     write_text(folder / "frontier.csv", to_csv(table[["axis", *(c for c in table if c != "axis")]]))

@@ -249,7 +249,8 @@ def test_text_of_the_figures_has_contrast(variants: ReportBundle) -> None:
     from matplotlib.text import Text
 
     curves = pd.read_csv(variants.scores.results.folder / "curves.csv")
-    for figure in (placed(variants), ranking_figure(pareto_frontier(variants.scores, "parameters"), 0.9, 0.95, LIMITED),
+    frames = {"parameters": pareto_frontier(variants.scores, "parameters")}
+    for figure in (placed(variants), ranking_figure(frames, 0.9, 0.95, LIMITED),
                    calibration_figure(variants.scores), long_tail_figure(variants.long_tail, LIMITED),
                    curves_figure(variants.scores, curves)):  # fmt: skip
         words = [text for text in figure.findobj(Text) if text.get_text()]
@@ -519,9 +520,13 @@ def test_many_variants_of_one_size_are_ranked_and_curves_drawn(tmp_path: Path) -
     result = report.build_report_bundle(folder, FAST, "one", "why?")
     first = pareto_frontier(result.scores, "parameters")
     assert is_crowded(first)
-    figure = ranking_figure(first, 0.9, 0.95)
+    halved = first.assign(
+        cost=[500e6 if role == "teacher" else 0.25 * cost for role, cost in zip(first["role"], first["cost"], strict=True)]
+    )
+    figure = ranking_figure({"parameters": first, "bytes": halved}, 0.9, 0.95)
     names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert names[0].startswith("teacher")
+    assert names[0].endswith(", 500 MB")
     best = first[first["role"] == "distilled"].sort_values("score")["model"].iloc[-1]
     assert next(name for name in names if "distilled" in name).startswith(best)
     curves = curves_figure(result.scores, pd.read_csv(folder / "curves.csv"))

@@ -107,6 +107,11 @@ def _are_proportional(one: pd.DataFrame, other: pd.DataFrame) -> bool:
     return bool(ratio.notna().all() and ratio.max() <= (1 + PROPORTIONAL) * ratio.min())
 
 
+def cost_format(axis: str) -> Callable[[float], str]:
+    """How costs of an axis are written."""
+    return next((show for part, show in COST_FORMATS.items() if part in axis), format_count)
+
+
 def deduplicate_untrained(frame: pd.DataFrame) -> pd.DataFrame:
     """A student before training is the same whatever it would read: one point for all grid points at which it is equal."""
     same = ["role", "student", "cost", "score"]
@@ -144,7 +149,7 @@ def _frame(axes: Any, frame: pd.DataFrame, axis: str, inches: float) -> None:
 
 def _ticks(frame: pd.DataFrame, axis: str) -> dict[float, str]:
     """{cost: the models that have it, and the cost}. Models that were measured apart differ in digits that nobody reads."""
-    show = next((show for part, show in COST_FORMATS.items() if part in axis), format_count)
+    show = cost_format(axis)
     shapes = frame.assign(shape=frame["student"].where(frame["student"] != "", frame["model"]))
     shapes = shapes.assign(shown=shapes["cost"].map(show)).drop_duplicates(["shape", "shown"])
     found = {}

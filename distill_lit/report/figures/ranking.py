@@ -1,11 +1,12 @@
 """Many models of one size: scores above chance one below the other, where a frontier would be a single column."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from distill_lit.report.figures.pareto import ROLE_SHIFT, deduplicate_untrained, quality_label
+from distill_lit.report.figures.pareto import ROLE_SHIFT, cost_format, deduplicate_untrained, quality_label
 from distill_lit.report.figures.style import (
     GREY,
     MATPLOTLIB_RC,
@@ -15,7 +16,6 @@ from distill_lit.report.figures.style import (
     escape_mathtext,
     role_style,
 )
-from distill_lit.report.number_format import format_count
 
 MAX_MODELS_PER_COST = 3  # trained models of one kind and cost, above which they cannot be told apart beside each other
 
@@ -32,15 +32,18 @@ def is_crowded(frame: pd.DataFrame) -> bool:
 
 
 def ranking_figure(
-    frame: pd.DataFrame, quality: float, confidence: float, sample_limit_note: str = "", title: str = ""
+    frames: Mapping[str, pd.DataFrame], quality: float, confidence: float, sample_limit_note: str = "", title: str = ""
 ) -> Any:
-    """A matplotlib figure of `pareto_frontier(scores, axis)`: most expensive first, then best first, with intervals.
-    quality: share of the teacher's score drawn as a line; title: what was found."""
+    """A matplotlib figure of {axis: `pareto_frontier(scores, axis)`}: by the first axis the most expensive first, then the
+    best, with intervals; costs on every axis beside the names. quality: share of the teacher's score drawn as a line;
+    title: what was found."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    frame = next(iter(frames.values()))
     rows = frame.sort_values(["cost", "score"], ascending=False, kind="stable", ignore_index=True)
+    costs = pd.DataFrame({axis: one.set_index("model")["cost"].map(cost_format(axis)) for axis, one in frames.items()})
     with matplotlib.rc_context(MATPLOTLIB_RC):
         figure = Figure(figsize=(6.4, 0.9 + 0.27 * len(rows)), layout="constrained")
         FigureCanvasAgg(figure)
@@ -54,7 +57,7 @@ def ranking_figure(
         for place in np.flatnonzero(last[1:] != last[:-1]):
             axes.axhline(place + 0.5, color="#C0C0C0", linewidth=0.8)
         axes.set_yticks(
-            range(len(rows)), [f"{escape_mathtext(r['model'])}, {format_count(r['cost'])}" for _, r in rows.iterrows()]
+            range(len(rows)), [f"{escape_mathtext(m)}, {', '.join(costs.loc[m].dropna())}" for m in rows["model"]]
         )
         axes.set_ylim(len(rows) - 0.4, -0.9)
         axes.set_xlabel(f"score above chance, points [{confidence:.0%}]")
