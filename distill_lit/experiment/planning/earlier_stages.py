@@ -24,7 +24,7 @@ def earlier_stages(run: Run, folder: Path) -> EarlierStages:
     last = read_json(folder.parent / run.previous_stage / "manifest.json")
     tokens = int(last.get("training_tokens", 0))
     rows = last.get("rows_read", {})
-    if not rows and tokens:  # a first stage
+    if not rows and tokens:  # a first stage of a version that did not count rows, in rows of this length then
         rows = {last["origin"]["data"]: tokens // run.config.data.sequence_length}
     return EarlierStages(
         int(last.get("first_step", 0) + last.get("steps", 0)), int(last.get("first_tokens", 0)) + tokens, rows
@@ -32,8 +32,8 @@ def earlier_stages(run: Run, folder: Path) -> EarlierStages:
 
 
 def rows_read(run: Run, folder: Path, data_fingerprint: str, module: PackedDataModule) -> dict[str, Any]:
-    """{rows_read: as of `EarlierStages`, the stage of the run included}, for its manifest; empty for a first stage."""
-    if not run.is_trained or not run.previous_stage:
+    """{rows_read: as of `EarlierStages`, the stage of the run included}, for its manifest; empty where nothing is trained."""
+    if not run.is_trained:
         return {}
     last = module.rows_before + module.steps * rows_per_step(module.training)
     return {"rows_read": earlier_stages(run, folder).rows_read | {data_fingerprint: last}}
