@@ -24,6 +24,7 @@ class TaskResponses:
     correct: FloatArray  # (D, M) 0 or 1 by the task's metric; a number where `is_binary` is false
     choice: NDArray[np.integer]  # (D, M) number of the chosen answer by the same metric
     has_choices: bool = True  # False where only right and wrong are known: 0 is right, 1 any wrong answer
+    higher_is_better: bool = True  # False of a metric such as the share of stereotypes that a model prefers
 
     @property
     def n(self) -> int:
@@ -37,9 +38,9 @@ class TaskResponses:
 
     @cached_property
     def is_binary(self) -> bool:
-        """Whether every answer is right or wrong, and not graded by a number such as BLEU."""
+        """Whether every answer is right (1) or wrong (0), and not graded by a number such as BLEU."""
         known = self.correct[np.isfinite(self.correct)]
-        return bool(((known == 0.0) | (known == 1.0)).all())
+        return self.higher_is_better and bool(((known == 0.0) | (known == 1.0)).all())
 
     @cached_property
     def centered(self) -> FloatArray:
@@ -108,6 +109,7 @@ def _task_panel(results: Results, task: str, models: list[str]) -> TaskResponses
         correct=correct,
         choice=chosen,
         has_choices=all("pred" in results.records[model] for model in models),
+        higher_is_better=results.settings(task).get("higher_is_better") is not False,  # older records do not say
     )
 
 
