@@ -20,7 +20,7 @@ class TaskResponses:
     metric: str  # acc or acc_norm
     index: pd.MultiIndex  # (task, key) of its documents, in the order of Results.documents
     clusters: NDArray[np.integer]  # (D,) codes; documents sharing a passage share one
-    chance: FloatArray  # (D,) share of right answers by guessing: 1 / choices, 0 without choices
+    chance: FloatArray  # (D,) share of right answers by guessing: right choices / choices, 0 without choices
     correct: FloatArray  # (D, M) 0 or 1 by the task's metric; a number where `is_binary` is false
     choice: NDArray[np.integer]  # (D, M) number of the chosen answer by the same metric
     has_choices: bool = True  # False where only right and wrong are known: 0 is right, 1 any wrong answer
@@ -130,7 +130,9 @@ def _num_choices(documents: pd.DataFrame) -> FloatArray:
 
 def _chance(documents: pd.DataFrame) -> FloatArray:
     """(D,) share that guessing gets right: given, or 1 / choices."""
-    if "chance" in documents:
-        return np.asarray(documents["chance"], float)
     choices = _num_choices(documents)
-    return np.where(choices <= 1, 0.0, 1 / np.maximum(choices, 1))
+    by_choices = np.where(choices <= 1, 0.0, 1 / np.maximum(choices, 1))
+    if "chance" not in documents:
+        return by_choices
+    given = pd.to_numeric(documents["chance"], errors="coerce").to_numpy(float)
+    return np.where(np.isfinite(given), given, by_choices)
