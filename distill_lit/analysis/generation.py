@@ -39,7 +39,7 @@ class WrittenAnswers:
     @property
     def is_binary(self) -> bool:
         """Whether every answer is right or wrong, without which there is no pass@k."""
-        return bool(np.isin(self.scores, (0.0, 1.0)).all())
+        return self.task.higher_is_better and bool(np.isin(self.scores, (0.0, 1.0)).all())
 
     def pass_at_k(self, k: int) -> FloatArray:
         """(D, S) unbiased estimates per document and model."""

@@ -20,10 +20,11 @@ class TaskResponses:
     metric: str  # acc or acc_norm
     index: pd.MultiIndex  # (task, key) of its documents, in the order of Results.documents
     clusters: NDArray[np.integer]  # (D,) codes; documents sharing a passage share one
-    chance: FloatArray  # (D,) share of right answers by guessing: 1 / choices, 0 without choices
+    chance: FloatArray  # (D,) share of right answers by guessing: right choices / choices, 0 without choices
     correct: FloatArray  # (D, M) 0 or 1 by the task's metric; a number where `is_binary` is false
     choice: NDArray[np.integer]  # (D, M) number of the chosen answer by the same metric
     has_choices: bool = True  # False where only right and wrong are known: 0 is right, 1 any wrong answer
+    higher_is_better: bool = True  # False of a metric such as the share of stereotypes that a model prefers
 
     @property
     def n(self) -> int:
@@ -37,9 +38,9 @@ class TaskResponses:
 
     @cached_property
     def is_binary(self) -> bool:
-        """Whether every answer is right or wrong, and not graded by a number such as BLEU."""
+        """Whether every answer is right (1) or wrong (0), and not graded by a number such as BLEU."""
         known = self.correct[np.isfinite(self.correct)]
-        return bool(((known == 0.0) | (known == 1.0)).all())
+        return self.higher_is_better and bool(((known == 0.0) | (known == 1.0)).all())
 
     @cached_property
     def centered(self) -> FloatArray:
@@ -108,6 +109,7 @@ def _task_panel(results: Results, task: str, models: list[str]) -> TaskResponses
         correct=correct,
         choice=chosen,
         has_choices=all("pred" in results.records[model] for model in models),
+        higher_is_better=results.settings(task).get("higher_is_better") is not False,  # older records do not say
     )
 
 
@@ -128,7 +130,9 @@ def _num_choices(documents: pd.DataFrame) -> FloatArray:
 
 def _chance(documents: pd.DataFrame) -> FloatArray:
     """(D,) share that guessing gets right: given, or 1 / choices."""
-    if "chance" in documents:
-        return np.asarray(documents["chance"], float)
     choices = _num_choices(documents)
-    return np.where(choices <= 1, 0.0, 1 / np.maximum(choices, 1))
+    by_choices = np.where(choices <= 1, 0.0, 1 / np.maximum(choices, 1))
+    if "chance" not in documents:
+        return by_choices
+    given = pd.to_numeric(documents["chance"], errors="coerce").to_numpy(float)
+    return np.where(np.isfinite(given), given, by_choices)

@@ -165,7 +165,7 @@ def _best(scores: Scores, frame: pd.DataFrame) -> list[bool]:
     students = [g for g, group in enumerate(scores.groups) if group.role not in NAMED_ROLES and group.models]
     marks: dict[tuple[str, str], bool] = {}
     for t, task in [*enumerate(scores.tasks), (None, MACRO_AVERAGE)]:
-        value = {g: scores.macro(g) if t is None else scores.raw[t, g] for g in students}
+        value = {g: scores.quality(g, t) for g in students}
         known = [g for g in students if np.isfinite(value[g])]
         if not known:
             continue

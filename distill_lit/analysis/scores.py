@@ -27,6 +27,7 @@ EXCLUDED_AT_CHANCE = "the teacher is at chance"
 EXCLUDED_NO_TEACHER = "the teacher has no result"
 EXCLUDED_NO_ANSWERS = "it has no right or wrong answers"
 EXCLUDED_GRADED = "its answers are graded, not right or wrong"
+EXCLUDED_LESS_IS_BETTER = "less is better by its metric"
 
 
 Contrast = Mapping[int, float]  # {group number: weight}
@@ -58,6 +59,13 @@ class Scores:
     def averaged(self) -> NDArray[np.integer]:
         """Task numbers in the macro average: those on which the teacher is above chance."""
         return np.array([t for t, task in enumerate(self.tasks) if task not in self.excluded_tasks], int)
+
+    def quality(self, group: int, t: int | None = None) -> float:
+        """Score on a task, or (None) the macro average, negative where less is better: of two groups the higher is
+        better."""
+        if t is None:
+            return self.macro(group)
+        return float(self.raw[t, group]) if self.responses.tasks[t].higher_is_better else -float(self.raw[t, group])
 
     def group_index(self, label: str) -> int:
         """The number of the group with this label."""
@@ -230,6 +238,8 @@ def _exclusion_reason(
     """Why a task is not averaged, or an empty text."""
     if np.isnan(task.correct).all():
         return EXCLUDED_NO_ANSWERS
+    if not task.higher_is_better:
+        return EXCLUDED_LESS_IS_BETTER
     if not task.is_binary:
         return EXCLUDED_GRADED
     if teacher is None:

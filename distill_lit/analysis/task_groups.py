@@ -14,7 +14,7 @@ Meta = dict[str, dict[str, Any]]
 SUMMED = ("n", "n_total", "truncated", "tokens_forwarded", "elapsed_s")
 SAME = ("metric", "num_fewshot", "limit", "seed", "apply_chat_template", "dtype", "eval_split", "official_split",
         "lm_eval_version",
-        "version", "harness", "fallback")  # fmt: skip
+        "version", "harness", "fallback", "higher_is_better")  # fmt: skip
 
 
 def task_to_group(meta: dict[str, Meta]) -> dict[str, str]:

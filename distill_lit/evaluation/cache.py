@@ -16,11 +16,12 @@ from distill_lit.config.evaluation import EvaluationConfig
 from distill_lit.evaluation.records import (
     DOCUMENT_COLUMNS,
     OPTIONAL_COLUMNS,
+    OPTIONAL_DOCUMENT_COLUMNS,
     RECORD_COLUMNS,
     RECORDS_FORMAT_VERSION,
-    TARGET,
 )
 from distill_lit.evaluation.task_index import lm_eval_version
+from distill_lit.evaluation.task_metrics import BY_CHOICE
 from distill_lit.evaluation.tasks import TaskSpec
 from distill_lit.models.drawing import sampling_metadata
 from distill_lit.models.loading import model_fingerprint
@@ -55,13 +56,19 @@ def evaluation_cache_key(
         "data": spec.data_source.fingerprint, "lm_eval": lm_eval_version(), "num_fewshot": spec.num_fewshot,
         "limit": settings.limit, "seed": effective_seed(spec, settings),
         "apply_chat_template": settings.apply_chat_template,
-        "dtype": settings.dtype, **({"kind": measurement} if measurement else {}),
+        "dtype": settings.dtype, **({"kind": measurement} if measurement else {}), **_judged_otherwise(spec),
         **({"token_logprobs": True} if settings.token_logprobs else {}),
         **({"system_instruction": settings.system_instruction} if settings.system_instruction else {}),
         **({"generation": [GENERATION_VERSION, spec.generation.to_dict()],
             **({"generation_config": own_generation_fields} if own_generation_fields else {}),
             **sampling_metadata(spec.generation.temperature)} if spec.generation else {}),
     })  # fmt: skip
+
+
+def _judged_otherwise(spec: TaskSpec) -> dict[str, int]:
+    """What belongs to the address of tasks among choices that define neither acc nor acc_norm: both are not what judges."""
+    is_other = spec.entry.config["output_type"] == "multiple_choice" and not {*BY_CHOICE} & {*spec.entry.config["metrics"]}
+    return {"judged_by_own_metric": 1} if is_other else {}
 
 
 def read_cached_evaluation(
@@ -102,7 +109,7 @@ def to_frames(rows: list[dict[str, Any]]) -> tuple[pd.DataFrame, pd.DataFrame]:
             columns=[*columns, *kept],
         )
         for columns, kept in (
-            (DOCUMENT_COLUMNS, [TARGET] if any(TARGET in row for row in rows) else []),
+            (DOCUMENT_COLUMNS, [name for name in OPTIONAL_DOCUMENT_COLUMNS if any(name in row for row in rows)]),
             (RECORD_COLUMNS, [name for name in OPTIONAL_COLUMNS if any(name in row for row in rows)]),
         )
     )

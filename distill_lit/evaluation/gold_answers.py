@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from distill_lit.evaluation.records import gold_indices, gold_label, has_gold
+from distill_lit.evaluation.records import TASK_FUNCTION_ERRORS, gold_indices, gold_label, has_gold
 from distill_lit.utils.exceptions import UserError, one_line_message
 
 if TYPE_CHECKING:
@@ -28,27 +28,47 @@ def check_gold(spec: "TaskSpec", task: Any) -> None:
         return
     _check_pool(spec, task)
     fewshot_examples = list(itertools.islice(task.fewshot_docs() or (), MAX_FEWSHOT_EXAMPLES_CHECKED))
-    hidden = sum(not has_gold(task, document) for document in fewshot_examples)
+    hidden = sum(not has_gold(task, document) and not _has_own_answer(task, document) for document in fewshot_examples)
     if hidden:
         raise UserError(
-            f"task {spec.name!r}: {hidden} of {len(fewshot_examples)} examples in split "
-            f"{spec.data_source.fewshot_split!r} have no known "
+            f"task {spec.name!r}: {hidden} of {len(fewshot_examples)} examples in {_pool_name(spec)} have no known "
             "right answer; name another fewshot_split, or set evaluation.num_fewshot=0"
         )
 
 
 def _check_pool(spec: "TaskSpec", task: Any) -> None:
-    """Raises UserError where the pool is too small; lm-eval takes the document at hand from it if both are of one split."""
+    """Raises UserError where the pool is too small. lm-eval takes the document at hand from it if both are of one split;
+    to draw at random it then wants one more, the document or not, and also where neither split has a name."""
+    from lm_eval.api.samplers import FirstNSampler
+
     sampler = getattr(task, "sampler", None)
     pool = len(getattr(sampler, "fewshot_indices", None) or getattr(sampler, "df", None) or ())
-    left = max(0, pool - (task.fewshot_cfg.split == task.config.test_split))
+    is_first_n = isinstance(sampler, FirstNSampler)
+    wants_one_more = spec.fewshot_from_eval_split if is_first_n else task.fewshot_cfg.split == task.config.test_split
+    left = max(0, pool - wants_one_more)
     if spec.num_fewshot > left:
-        where = f"split {spec.data_source.fewshot_split!r}" if spec.data_source.fewshot_split else "its own list"
         beside = " beside the question" if left < pool else ""
         raise UserError(
-            f"task {spec.name!r}: {spec.num_fewshot} examples are asked for, and {where} has {left}{beside}; "
+            f"task {spec.name!r}: {spec.num_fewshot} examples are asked for, and {_pool_name(spec)} has {left}{beside}; "
             f"set evaluation.num_fewshot to {left} or less"
         )
+
+
+def _pool_name(spec: "TaskSpec") -> str:
+    return f"split {spec.data_source.fewshot_split!r}" if spec.data_source.fewshot_split else "its own list"
+
+
+def _has_own_answer(task: Any, document: Any) -> bool:
+    """Whether an example has an answer by a template of `fewshot_config` that is another than that of questions."""
+    template = task.fewshot_cfg.doc_to_target
+    if template == task.config.doc_to_target:
+        return False
+    try:
+        answer = task.doc_to_target(document, template)
+    except TASK_FUNCTION_ERRORS:
+        return False
+    answers = answer if isinstance(answer, (list, tuple)) else [answer]
+    return bool(answers) and not any(one in HIDDEN_LABELS for one in answers)
 
 
 def check_choices(spec: "TaskSpec", task: Any, doc_indices: Iterable[int], check_labels: bool = False) -> None:

@@ -9,10 +9,12 @@ import json
 import math
 from collections import Counter
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any, TypeAlias
 
 from jinja2 import TemplateError
 
+from distill_lit.evaluation.task_metrics import BY_CHOICE, guessed_share, primary_metric
 from distill_lit.utils.files import fingerprint
 
 TokenCounts: TypeAlias = dict[tuple[str, str], int]
@@ -63,6 +65,8 @@ TOKEN_LOGPROBS = "token_logprobs"  # a column of records where evaluation.token_
 # of generative tasks, a list with an element for each answer: texts; tokens; whether it ended by itself; its own score
 ANSWER_COLUMNS = ("answers", "answer_tokens", "answer_finished", "answer_scores")
 TARGET = "target"  # a column of documents, of generative tasks: the right answer, or several, one a line
+CHANCE = "chance"  # a column of documents: what guessing gets right, there where it is not 1 / n_choices
+OPTIONAL_DOCUMENT_COLUMNS = (TARGET, CHANCE)  # there where any row has them
 OPTIONAL_COLUMNS = (TOKEN_LOGPROBS, *ANSWER_COLUMNS)  # of records, there where any row has them
 CLUSTER_FIELDS = ("passage", "article", "support", "story", "context", "source_id")  # documents may share one of these
 METADATA_FIELDS = (
@@ -223,15 +227,18 @@ def _choice(task: Any, sample: dict[str, Any], token_counts: TokenCounts, scores
     pred, pred_norm = _argmax(ll), _argmax(per_char)
     gold = golds[0] if golds else -1
     right, right_norm = scores["correct"], scores["correct_norm"]
+    metric = primary_metric(task)
+    judged = float(pred in golds) if math.isnan(right) else right
+    chance = guessed_share(metric, count, len(set(golds)))
     return {
         "choices": _shown_choices(task, pairs, texts), "gold": gold, "n_choices": count, "ll": ll,
         "tokens": [token_counts.get(pair, 0) for pair in pairs], "greedy": [bool(answer[1]) for answer in answers],
         "len_chars": lengths, "len_bytes": [len(text.encode()) for text in measured],
         "pred": pred, "pred_norm": pred_norm,
-        "correct": float(pred in golds) if math.isnan(right) else right,
+        "correct": judged if metric in BY_CHOICE else to_number(_to_json_value(sample.get(metric))),
         "correct_norm": float(pred_norm in golds) if math.isnan(right_norm) else right_norm,
         "margin": _margin(ll, gold), "margin_norm": _margin(per_char, gold), "p_gold": _softmax_at(ll, gold),
-        "tie": ll.count(max(ll)) > 1,
+        "tie": ll.count(max(ll)) > 1, **({CHANCE: chance} if count > 1 and chance != 1 / count else {}),
     }  # fmt: skip
 
 
@@ -244,7 +251,7 @@ def gold_indices(gold: Any, texts: list[str]) -> list[int]:
     """The indices of what a label, or a list of them, names among the choices of a document: by number or by text."""
     golds = gold if isinstance(gold, list) else [gold]
     indices = [texts.index(g) if isinstance(g, str) and g in texts else g for g in golds]
-    return [int(i) for i in indices if isinstance(i, int) and 0 <= i < len(texts)]
+    return [int(i) for i in indices if isinstance(i, Integral) and 0 <= i < len(texts)]  # numpy's too
 
 
 def gold_label(task: Any, document: Any) -> Any:

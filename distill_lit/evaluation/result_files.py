@@ -53,7 +53,7 @@ def _scores(records: pd.DataFrame, task: str, facts: dict[str, Any]) -> dict[str
     for key, score in facts["lm_eval_results"].items():
         metric, _, filter_name = key.partition(",")
         found[key] = score if math.isfinite(score) else None
-        if metric in facts["metrics"]:
+        if filter_name:  # sample_len has none
             error = standard_error(records, task, metric, score)
             found[f"{metric}_stderr,{filter_name}"] = UNKNOWN_ERROR if error is None else error
     return found

@@ -12,8 +12,9 @@ from distill_lit.evaluation.cache import (
 from distill_lit.evaluation.generative_metrics import answer_columns
 from distill_lit.evaluation.gold_answers import check_choices, check_gold
 from distill_lit.evaluation.lm_eval_patches import isolated_random_state
-from distill_lit.evaluation.records import has_gold, make_rows
+from distill_lit.evaluation.records import CHANCE, has_gold, make_rows
 from distill_lit.evaluation.task_index import lm_eval_version
+from distill_lit.evaluation.task_metrics import primary_metric
 from distill_lit.evaluation.tasks import TaskSpec, load_task
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.progress import ProgressCallback
@@ -73,7 +74,8 @@ def evaluate_task(
     counts = {"n_total": total, "n": len(rows), "elapsed_s": round(time.monotonic() - started, 3)}
     filters = list(dict.fromkeys(sample["filter"] for sample in results["samples"][spec.name]))
     scores = {"filter": filters[0], "filters": filters, "lm_eval_results": _scores(results["results"][spec.name])}
-    facts = {**_settings(spec, settings, rows), **counts, **scores, **_compute_meta(lm, task)}
+    asked = {**_settings(spec, settings, rows), "metric": primary_metric(task)}
+    facts = {**asked, **counts, **scores, **_compute_meta(lm, task)}
     return rows, {**facts, "higher_is_better": bool(task.higher_is_better().get(facts["metric"], True))}
 
 
@@ -105,16 +107,14 @@ def sample_documents(total: int, limit: int, seed: int, task: str) -> list[int]:
 
 def _settings(spec: TaskSpec, settings: EvaluationConfig, rows: Rows) -> dict[str, Any]:
     config, source = spec.entry.config, spec.data_source
-    metrics = config["metrics"]
-    chances = [1 / row["n_choices"] for row in rows if row["n_choices"]]
+    chances = [row.get(CHANCE, 1 / row["n_choices"] if row["n_choices"] > 1 else 0.0) for row in rows if row["n_choices"]]
     return {
         "task": spec.name,
         "version": {**config["metadata"], **(spec.overrides.get("metadata") or {})}.get("version"),
         "lm_eval_version": lm_eval_version(),
         "task_hash": spec.digest,
         "output_type": config["output_type"],
-        "metric": _primary_metric(config["output_type"], metrics),
-        "metrics": metrics,
+        "metrics": config["metrics"],
         "num_fewshot": spec.num_fewshot,
         "fewshot_split": source.fewshot_split,
         "limit": settings.limit,
@@ -131,13 +131,6 @@ def _settings(spec: TaskSpec, settings: EvaluationConfig, rows: Rows) -> dict[st
         "data": source.fingerprint,
         "chance": sum(chances) / len(chances) if chances else 0.0,
     }
-
-
-def _primary_metric(output_type: str, metrics: list[str]) -> str:
-    """acc_norm where the task defines it, else acc; what the task names first where nothing is chosen."""
-    if output_type == "multiple_choice":
-        return "acc_norm" if "acc_norm" in metrics else "acc"
-    return "acc" if output_type == "loglikelihood" else next(iter(metrics), "")
 
 
 def _compute_meta(lm: "PrefixTreeLM", task: Any) -> dict[str, Any]:

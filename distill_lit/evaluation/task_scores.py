@@ -8,9 +8,21 @@ LOWER_IS_BETTER = ("perplexity", "word_perplexity", "byte_perplexity", "bits_per
 
 def primary_scores(meta: dict[str, dict[str, Any]]) -> dict[str, float]:
     """{task: lm-eval's own score in the task's main metric}, where it has one; of several filters the first one's."""
-    keys = {task: f"{facts['metric']},{facts['filter']}" for task, facts in meta.items()}
-    results = {task: facts["lm_eval_results"] for task, facts in meta.items()}
-    return {task: results[task][key] for task, key in keys.items() if key in results[task]}
+    found = {}
+    for task, facts in meta.items():
+        scores = filtered_scores(facts)
+        metric = facts["metric"]
+        if metric not in scores and facts.get("output_type") == "generate_until":
+            metric = next(iter(scores), "")  # pass_at_k gives pass@1, pass@8
+        if metric in scores:
+            found[task] = scores[metric]
+    return found
+
+
+def filtered_scores(facts: dict[str, Any]) -> dict[str, float]:
+    """{metric: lm-eval's own score by the first filter} of a task."""
+    parts = {key: key.partition(",") for key in facts["lm_eval_results"]}
+    return {metric: facts["lm_eval_results"][key] for key, (metric, _, name) in parts.items() if name == facts["filter"]}
 
 
 def mean_score(meta: dict[str, dict[str, Any]]) -> float | None:

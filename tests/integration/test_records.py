@@ -17,11 +17,13 @@ from lm_eval import simple_evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
+from distill_lit.analysis.response_matrix import _chance
 from distill_lit.config.evaluation import EvaluationConfig
 from distill_lit.evaluation.cache import to_frames
 from distill_lit.evaluation.evaluator import EvaluationResult, evaluate_loaded
 from distill_lit.evaluation.lm_eval_patches import quiet_lm_eval
 from distill_lit.evaluation.records import make_rows
+from distill_lit.evaluation.task_metrics import primary_metric
 from distill_lit.evaluation.task_scores import primary_scores
 from distill_lit.evaluation.tasks import load_task, resolve_tasks
 from distill_lit.models.loading import load_model, load_tokenizer
@@ -117,8 +119,8 @@ def test_what_a_reader_sees(evaluation: EvaluationResult) -> None:
 
 def fake_task(gold: Any, choices: list[str], multiple_input: bool = False) -> Any:
     return SimpleNamespace(
-        OUTPUT_TYPE="multiple_choice", multiple_input=multiple_input, config=SimpleNamespace(task="t"),
-        doc_to_choice=lambda _: choices, doc_to_text=lambda _: gold,
+        OUTPUT_TYPE="multiple_choice", multiple_input=multiple_input, _metric_fn_list={"acc": None, "acc_norm": None},
+        config=SimpleNamespace(task="t", process_results=None), doc_to_choice=lambda _: choices, doc_to_text=lambda _: gold,
     )  # fmt: skip
 
 
@@ -173,6 +175,41 @@ def test_golds_and_ties_by_hand() -> None:
     twice = [(-1.0, False), (-2.0, False), (-9.0, False), (-9.0, False)]  # acc_mutual_info adds requests
     unconditional = make_rows(fake_task(1, choices), [sample(1, twice, ["q", "q", "", ""], choices * 2)], {})[0]
     assert (unconditional["ll"], unconditional["prompt"]) == ([-1.0, -2.0], "q")
+
+
+def test_chance_of_several_right_choices_by_hand() -> None:
+    """Two right ones of four: a guess gets half of them. 1 / choices is what is stored of all others."""
+    choices, answers = ["a", "b", "c", "d"], [(-1.0, False)] * 4
+
+    def row(gold: Any) -> dict[str, Any]:
+        return make_rows(fake_task(gold, choices), [sample(gold, answers, ["q"] * 4, choices, acc=1.0)], {})[0]
+
+    rows = [row([1, 3]), row(2), row([0, 1, 2, 3])]
+    assert [one.get("chance") for one in rows] == [0.5, None, 0.0]
+    documents, _ = to_frames(rows)
+    assert _chance(documents).tolist() == [0.5, 0.25, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("metrics", "own", "metric", "right", "chance"),
+    [
+        ({"exact_match": 0.0}, False, "exact_match", 0.0, 0.0),  # all that is written must be a choice, as in webqs
+        ({"likelihood_diff": 2.5, "pct_stereotype": 1.0}, True, "likelihood_diff", 2.5, 0.5),  # nothing is right there
+        ({"acc_mutual_info": 0.0}, False, "acc_mutual_info", 0.0, 0.5),
+        ({"mcc": (0, 0)}, False, "acc", 1.0, 0.5),  # of a single document there is none
+        ({"f1": (0, 0), "acc": 1.0}, False, "acc", 1.0, 0.5),
+    ],
+)
+def test_what_judges_where_the_task_has_no_accuracy(
+    metrics: dict[str, Any], own: bool, metric: str, right: float, chance: float
+) -> None:
+    choices = ["yes", "no"]
+    task = fake_task(0, choices)
+    task._metric_fn_list = dict.fromkeys(metrics)
+    task.config.process_results = len if own else None
+    row = make_rows(task, [sample(0, [(-1.0, False), (-2.0, False)], ["q"] * 2, choices, **metrics)], {})[0]
+    assert primary_metric(task) == metric
+    assert (row["correct"], row.get("chance", 0.5)) == (right, chance)
 
 
 def test_choices_in_the_context_by_hand() -> None:

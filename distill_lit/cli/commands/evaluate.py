@@ -87,12 +87,12 @@ def _evaluate(options: argparse.Namespace, settings: "EvaluationConfig", console
 
 def _print_scores(result: "EvaluationResult", console: Console) -> None:
     from distill_lit.evaluation.result_files import standard_error
+    from distill_lit.evaluation.task_scores import filtered_scores
     from distill_lit.report.tables.footnotes import task_line, truncation_notes
 
     table = Table("task", "metric", "score ± standard error", "documents", "chance")
     for task, meta in result.meta.items():
-        for metric in meta["metrics"]:
-            score = next((v for k, v in meta["lm_eval_results"].items() if k.split(",")[0] == metric), float("nan"))
+        for metric, score in filtered_scores(meta).items():
             error = standard_error(result.records, task, metric, score)
             text = f"{score:.3f}" if error is None else f"{score:.3f} ± {error:.3f}"
             table.add_row(task, metric, text, f"{meta['n']:,}", f"{meta['chance']:.2f}")

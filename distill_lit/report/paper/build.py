@@ -117,7 +117,7 @@ def best_groups(scores: Scores, groups: list[int], task: str) -> set[int]:
     """The best of the groups on a task (or MACRO_AVERAGE) and all that are not significantly behind it after Holm; empty
     where that is all of them: then nobody is excluded, and nobody is the best."""
     t = None if task == MACRO_AVERAGE else scores.tasks.index(task)
-    value = {g: scores.macro(g) if t is None else float(scores.raw[t, g]) for g in groups}
+    value = {g: scores.quality(g, t) for g in groups}
     known = [g for g in groups if np.isfinite(value[g])]
     if len(known) < 2:
         return set()

@@ -5,6 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from helpers import tiny_tasks
 
@@ -14,6 +15,7 @@ from distill_lit.evaluation import task_index as index
 from distill_lit.evaluation import task_names, tasks
 from distill_lit.evaluation.gold_answers import check_gold
 from distill_lit.evaluation.lm_eval_patches import quiet_lm_eval
+from distill_lit.evaluation.records import gold_indices
 from distill_lit.evaluation.task_data import hub_commit, task_dataset_revision
 from distill_lit.evaluation.task_evaluation import sample_documents
 from distill_lit.evaluation.task_names import (
@@ -368,6 +370,33 @@ def test_a_list_of_examples_is_where_they_come_from(tmp_path: Path, monkeypatch:
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda *_, **__: Info)
     assert resolve("gsm8k_cot", data="hub")[0].data_source.fewshot_split == ""
+
+
+def test_examples_of_a_form_of_their_own_are_taken(tmp_path: Path) -> None:
+    """Other columns than the questions', and all of them beside a split for validation: lm-eval takes none away."""
+    folder = tiny_tasks.make_tasks(tmp_path, "mine")
+    file = folder / "mine.yaml"
+    text = file.read_text().replace("test_split: test", "validation_split: validation").replace("{test:", "{validation:")
+    rows = [{"q": "One?", "a": "first"}, {"q": "Two?", "a": "second"}]
+    own = {"sampler": "first_n", "samples": rows, "doc_to_text": "Example: {{q}}", "doc_to_target": "{{a}}"}
+    own["doc_to_choice"] = ["any"]
+    file.write_text(f"{text}num_fewshot: 2\nfewshot_config: {json.dumps(own)}\n")
+    (spec,) = resolve("mine", include_path=str(folder))
+    with quiet_lm_eval():
+        task = load_task(spec)
+        task.set_config("num_fewshot", 2)
+        check_gold(spec, task)
+    assert task.fewshot_context(task.eval_docs[0], 2).startswith("Example: One? first\n\nExample: Two? second\n\nQuestion:")
+    rows[0]["a"] = ""
+    file.write_text(f"{text}num_fewshot: 2\nfewshot_config: {json.dumps(own)}\n")
+    (spec,) = resolve("mine", include_path=str(folder))
+    with quiet_lm_eval(), pytest.raises(UserError, match="1 of 2 examples in its own list have no known right answer"):
+        check_gold(spec, load_task(spec))
+
+
+def test_labels_of_a_function_may_be_numbers_of_numpy() -> None:
+    assert gold_indices(np.int64(1), ["a", "b"]) == [1]
+    assert gold_indices([np.int64(0), 5, -1, None], ["a", "b"]) == [0]
 
 
 def test_without_metrics_a_task_has_the_usual_ones() -> None:

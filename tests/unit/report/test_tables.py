@@ -37,6 +37,7 @@ from distill_lit.report.number_format import (
     format_retention,
     join_words,
 )
+from distill_lit.report.paper.build import best_groups
 from distill_lit.report.render import write_score_tables
 from distill_lit.report.tables.footnotes import evaluation_footnotes
 from distill_lit.report.tables.hypotheses import DeclaredTest, describe_outcome, hypothesis_sentence
@@ -153,6 +154,23 @@ def test_bold_is_the_best_and_what_is_not_significantly_worse(tmp_path: Path) ->
     assert not best["shallow distilled"]
     assert not best["shallow before training"]
     assert not best["teacher"]  # the reference, not a contestant
+
+
+def test_where_less_is_better_the_lowest_is_bold_and_no_average_has_it(tmp_path: Path) -> None:
+    """Shares of 0 and 1 are no right answers where the task says that less is better, as of stereotypes preferred."""
+    folder = build(tmp_path, documents=300, students={"deep": 0.3, "shallow": 1.6}, tail_logit_loss=0.0)
+    results = load_results(folder)
+    for tasks in results.settings_by_model.values():
+        tasks["sciq"]["higher_is_better"] = False
+    scores = compute_scores(results, FAST)
+    frame = score_frame(scores)
+    best = frame[frame["best"] & (frame["task"] == "sciq")].set_index("model")
+    assert scores.excluded_tasks == {"sciq": "less is better by its metric"}
+    assert "deep distilled" not in best.index
+    assert best["score"].min() == frame.loc[(frame["task"] == "sciq") & (frame["role"] != "teacher"), "score"].min()
+    assert frame.loc[frame["task"] == "sciq", "retention"].isna().all()
+    students = [g for g, group in enumerate(scores.groups) if group.role != "teacher"]
+    assert {scores.groups[g].label for g in best_groups(scores, students, "sciq")} == set(best.index)
 
 
 def test_nothing_is_bold_where_nobody_is_excluded() -> None:
