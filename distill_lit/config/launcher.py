@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from distill_lit.config.fields import Count, Int, Text, config_section
+from distill_lit.config.fields import Bool, Count, Int, Text, config_section
 
 
 @config_section
@@ -56,5 +56,10 @@ class LauncherConfig:
     on_mismatch: Literal["refuse", "resume", "restart"] = Field(
         default="refuse",
         description="a checkpoint of another model, data or objective: refuse it, resume all the same, or restart the run",
+    )
+    reuse_runs: Bool = Field(
+        default=True,
+        description="take a model that another experiment under the same root has made, with the same fingerprint, and its "
+        "records, instead of making it again",
     )
     slurm: SlurmConfig = Field(default_factory=SlurmConfig, description="what jobs ask SLURM for")

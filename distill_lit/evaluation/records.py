@@ -251,7 +251,7 @@ def gold_indices(gold: Any, texts: list[str]) -> list[int]:
     """The indices of what a label, or a list of them, names among the choices of a document: by number or by text."""
     golds = gold if isinstance(gold, list) else [gold]
     indices = [texts.index(g) if isinstance(g, str) and g in texts else g for g in golds]
-    return [int(i) for i in indices if isinstance(i, Integral) and 0 <= i < len(texts)]  # numpy's too
+    return [int(i) for i in indices if isinstance(i, Integral) and 0 <= int(i) < len(texts)]  # numpy's too
 
 
 def gold_label(task: Any, document: Any) -> Any:

@@ -239,18 +239,22 @@ class Experiment:
         from distill_lit.experiment.estimates.run_estimate import require_disk_space
         from distill_lit.experiment.launcher.display import SilentDisplay
         from distill_lit.experiment.launcher.launch import launch_runs
+        from distill_lit.experiment.launcher.reuse import take_runs_of_others
 
+        display = display or SilentDisplay()
         estimates = {run.name: estimate for run, estimate in self.estimated_runs(roles)}
         runs = self.runs_with_dependencies(roles)
         require_disk_space(estimates, runs, self.runs_folder)
         folder = self.runs_folder.resolve()
         if self.config.launcher.engine == "local":
             self._local_dtypes.keep()
-        self.declare_hypotheses()
+        if self.config.launcher.reuse_runs:
+            take_runs_of_others(runs, folder, display.note)
+        self.declare_hypotheses()  # after them: somebody may have seen what they say
         if self.notes or self.notes_path.is_file():  # for a report that another process draws
             write_json(self.notes_path, self.notes)
         is_shared = self.chosen is not None
-        outcome = launch_runs(self.resolved_config, runs, estimates, folder, display or SilentDisplay(), is_shared, detach)
+        outcome = launch_runs(self.resolved_config, runs, estimates, folder, display, is_shared, detach)
         return outcome.failed | outcome.left
 
     def declare_hypotheses(self) -> "dict[str, Declaration]":

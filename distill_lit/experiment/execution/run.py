@@ -201,7 +201,7 @@ def build_run(run: Run, folder: Path, progress_callback: ProgressCallback) -> No
     if run.is_model:
         place = run_model_folder(folder, facts)
         facts |= {"fingerprint": model_fingerprint(place), "bytes": weight_bytes(place)}
-    facts |= _source_facts(run, folder) | ({OWN_TEXT: own_text} if own_text else {})
+    facts |= source_facts(run, folder) | ({OWN_TEXT: own_text} if own_text else {})
     provenance = collect_provenance(run.config, required_assets_of(run), folder.parents[1])
     write_json(
         folder / "manifest.json",
@@ -211,7 +211,7 @@ def build_run(run: Run, folder: Path, progress_callback: ProgressCallback) -> No
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
 
-def _source_facts(run: Run, folder: Path) -> dict[str, Any]:
+def source_facts(run: Run, folder: Path) -> dict[str, Any]:
     """What the models were from which a run was made, and whether code of theirs may be run."""
     places = {name: source_model_folder(folder.parent / source) for name, source in run.sources.items()}
     # in the config of a run that is made, models of other runs are folders too

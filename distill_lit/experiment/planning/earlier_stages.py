@@ -32,7 +32,7 @@ def earlier_stages(run: Run, folder: Path) -> EarlierStages:
 
 
 def rows_read(run: Run, folder: Path, data_fingerprint: str, module: PackedDataModule) -> dict[str, Any]:
-    """{rows_read: as of `EarlierStages`, the stage of the run included}, for its manifest; empty where nothing is trained."""
+    """{rows_read: as of `EarlierStages`, with the stage of the run}, for its manifest; empty where nothing is trained."""
     if not run.is_trained:
         return {}
     last = module.rows_before + module.steps * rows_per_step(module.training)
