@@ -18,8 +18,8 @@ from distill_lit.training.callbacks.teacher_update import TeacherUpdateCallback
 from distill_lit.training.callbacks.throughput import TokenThroughput
 from distill_lit.training.checkpoint import frozen_weights
 from distill_lit.training.feature_alignment import FeatureAlignment, align_features
-from distill_lit.training.input_checks import check_batch, check_models, shared_vocab_size
-from distill_lit.training.loss import Batch, DistillationLoss, FusedLossSettings
+from distill_lit.training.input_checks import COMPILE, check_batch, check_models, shared_vocab_size
+from distill_lit.training.loss import DistillationLoss, FusedLossSettings
 from distill_lit.training.metrics import TokenMeans
 from distill_lit.training.on_policy import OnPolicyGenerator
 from distill_lit.training.sharding import shard_for_training
@@ -110,7 +110,12 @@ class Distiller(L.LightningModule):
             shard_for_training(self, self.device_mesh["data_parallel"], strategy.root_device, shards)
 
     def setup(self, stage: str) -> None:
-        """Puts the student into train mode: `from_pretrained` gives it without dropout."""
+        """Puts the student into train mode: `from_pretrained` gives it without dropout. Raises UserError for a module that
+        torch.compile was given whole."""
+        if self._compiler_ctx is not None:
+            raise UserError(
+                f"torch.compile: the steps of a Distiller cannot be compiled; give the module itself, {COMPILE}"
+            )
         if stage == "fit":
             self.student.train()
             if self.trainer.precision in MASTER_PRECISIONS and self.trainer.is_global_zero:
@@ -129,7 +134,7 @@ class Distiller(L.LightningModule):
                 f"strategy={DDP_WITH_UNUSED_PARAMETERS!r}"
             )
 
-    def training_step(self, batch: Batch, index: int) -> Tensor:
+    def training_step(self, batch: Any, index: int) -> Tensor:
         """The loss of a micro-batch; `training.loss` says what it is divided by, and why it is multiplied here."""
         micro_batches = self.trainer.accumulate_grad_batches * self.trainer.world_size
         if self.on_policy_generator is not None:
@@ -142,7 +147,7 @@ class Distiller(L.LightningModule):
         self.train_metrics.update(self.loss.objective, losses)
         return losses.total * micro_batches if "step_tokens" in batch else losses.total
 
-    def validation_step(self, batch: Batch, index: int, dataloader_idx: int = 0) -> None:
+    def validation_step(self, batch: Any, index: int, dataloader_idx: int = 0) -> None:
         """Collects losses and fidelity over held-out rows."""
         if self.on_policy_generator is not None:
             check_batch(batch)

@@ -345,6 +345,48 @@ def test_epochs_of_a_stream_are_no_number_of_steps(
     with pytest.raises(UserError, match=f"{who}: a schedule needs the number of steps"):
         L.Trainer(max_epochs=1, **QUIET).fit(Distiller(*models, **changes), stream)
 
+def test_what_is_compiled_in_vain_is_said(
+    models: tuple[Any, Any], loader: DataLoader, caplog: pytest.LogCaptureFixture
+) -> None:
+    student, teacher = models
+    module = torch.compile(Distiller(student, teacher), backend="eager")
+    assert not caplog.messages
+    with pytest.raises(UserError, match="torch.compile: the steps of a Distiller cannot be compiled"):
+        L.Trainer(max_steps=1, **QUIET).fit(module, loader)
+    Distiller(torch.compile(student, backend="eager"), teacher)
+    assert "student: it is compiled as a whole, and only its body is called" in caplog.text
+    calls: list[Any] = []
+    student.get_decoder().compile(backend=lambda graph, _: calls.append(graph) or graph.forward)
+    L.Trainer(max_steps=1, **QUIET).fit(Distiller(student, teacher), loader)
+    assert calls
+
+
+def test_a_student_made_of_its_teachers_own_layers_is_refused(models: tuple[Any, Any]) -> None:
+    student, teacher = models
+    student.model.layers[0] = teacher.model.layers[0]
+    with pytest.raises(UserError, match=r"teacher: \d+ parameters of the student are its own, as model.layers.0"):
+        Distiller(student, teacher)
+    student.model.layers[0].requires_grad_(False)  # what is not trained may be shared
+    Distiller(student, teacher)
+
+
+@pytest.mark.parametrize(
+    ("adapters", "words"),
+    [
+        (lambda peft: peft.LoraConfig(target_modules=["q_proj", "lm_head"]), "its lm_head cannot have an adapter"),
+        (lambda peft: peft.PrefixTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM"), "its backbone alone does not"),
+    ],
+    ids=["lm_head", "prefix"],
+)
+def test_adapters_that_the_fused_loss_would_not_see_are_refused(
+    models: tuple[Any, Any], loader: DataLoader, adapters: Callable[[Any], Any], words: str
+) -> None:
+    peft = pytest.importorskip("peft")
+    student = peft.get_peft_model(models[0], adapters(peft))
+    with pytest.raises(UserError, match=words):
+        L.Trainer(max_steps=1, **QUIET).fit(Distiller(student, models[1]), loader)
+
+
 
 def test_a_stream_needs_no_length_where_nothing_is_scheduled_or_the_steps_are_given(
     models: tuple[Any, Any], loader: DataLoader
