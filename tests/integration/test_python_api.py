@@ -177,6 +177,31 @@ def test_a_checkpoint_gives_the_module_back(folders: tuple[Path, Path], loader: 
 
 def test_own_optimizer_and_schedule(models: tuple[Any, Any], loader: DataLoader) -> None:
     module = Distiller(
+def test_what_was_trained_is_in_the_checkpoint_though_frozen_now(
+    folders: tuple[Path, Path], loader: DataLoader, tmp_path: Path
+) -> None:
+    """Stages that freeze parts of a student: neither what it had learned nor what a checkpoint holds is lost."""
+    teacher, student, fresh = (AutoModelForCausalLM.from_pretrained(folders[i], dtype="float32") for i in (0, 1, 1))
+    start = weights(fresh.get_input_embeddings())
+    student.model.layers[0].mlp.requires_grad_(False)  # never trained, so never saved
+    module = Distiller(student, teacher)
+    L.Trainer(max_steps=2, **QUIET).fit(module, loader)
+    student.get_input_embeddings().requires_grad_(False)
+    trainer = L.Trainer(max_steps=2, **QUIET)
+    trainer.fit(module, loader)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    fresh.get_input_embeddings().requires_grad_(False)
+    fresh.model.layers[0].mlp.requires_grad_(False)
+    again = Distiller.load_from_checkpoint(tmp_path / "last.ckpt", student=fresh, teacher=teacher)
+    assert not any(".mlp." in name for name in torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"])
+    assert not torch.equal(weights(fresh.get_input_embeddings()), start)
+    assert torch.equal(weights(fresh), weights(student))
+    trainer.strategy.connect(again)
+    trainer.save_checkpoint(tmp_path / "again.ckpt")  # by one that has itself trained nothing
+    saved = [torch.load(tmp_path / f"{name}.ckpt", weights_only=True)["state_dict"] for name in ("last", "again")]
+    assert saved[0].keys() == saved[1].keys()
+
+
         *models,
         losses.ForwardKL(),
         optimizer=functools.partial(torch.optim.SGD, lr=0.4),
