@@ -160,13 +160,14 @@ class Distiller(L.LightningModule):
         self.validation_metrics.update(self.loss.objective, losses)
 
     def configure_callbacks(self) -> list[L.Callback]:
-        """What counts, guards and logs the steps; a Trainer that has one of a kind keeps its own."""
-        present = {type(callback) for callback in self.trainer.callbacks}
+        """What counts, guards and logs the steps; a Trainer that has one of a kind, or a subclass, keeps its own."""
+        present = self.trainer.callbacks
         needed: list[type[L.Callback]] = [TokenThroughput, TerminateOnNonFinite, StepLogger]
         needed += [OnPolicyCollapseWarning] if self.on_policy_generator is not None else []
-        made = [callback() for callback in needed if callback not in present]
+        made = [kind() for kind in needed if not any(isinstance(callback, kind) for callback in present)]
         teacher = self.loss.teacher
-        if isinstance(teacher, StudentFollowingTeacher) and TeacherUpdateCallback not in present:
+        is_told = any(isinstance(callback, TeacherUpdateCallback) for callback in present)
+        if isinstance(teacher, StudentFollowingTeacher) and not is_told:
             made.append(TeacherUpdateCallback(teacher))
         return made
 
@@ -190,8 +191,9 @@ class Distiller(L.LightningModule):
         """Takes the step and frees the gradients, which would otherwise stay for all of the next forward pass."""
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         optimizer.zero_grad()
-
+        self.gradient_norm = None
         self._trained |= {name for name, p in self.named_parameters(remove_duplicate=False) if p.requires_grad}
+
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
     ) -> None:
