@@ -75,11 +75,11 @@ def fused_linear_distillation_loss(
     if objective.feature_terms:
         raise UserError(f"{objective.feature_terms[0].key}: it compares layers, which this function does not see")
     hidden, targets, mask = _predictions("hidden", hidden, labels)
-    head = _as_head(lm_head_weight, lm_head_bias)
+    head = _as_head("lm_head", lm_head_weight, lm_head_bias, vocab_size)
     target = None
     if teacher_hidden is not None and teacher_lm_head_weight is not None:
         chosen, _, _ = _predictions("teacher_hidden", teacher_hidden, labels)
-        teacher_head = _as_head(teacher_lm_head_weight, teacher_lm_head_bias)
+        teacher_head = _as_head("teacher_lm_head", teacher_lm_head_weight, teacher_lm_head_bias, vocab_size)
         vocab_size = vocab_size or min(head.vocab_size, teacher_head.vocab_size)
         dtype = product_dtype(teacher_head.weight)
         with torch.no_grad():
@@ -101,8 +101,14 @@ def fused_linear_distillation_loss(
         ).total
 
 
-def _as_head(weight: Tensor | LMHead, bias: Tensor | None) -> LMHead:
-    return weight if isinstance(weight, LMHead) else LMHead(weight, bias, 1.0, 0.0, weight.shape[0])
+def _as_head(name: str, weight: Tensor | LMHead, bias: Tensor | None, vocab_size: int | None) -> LMHead:
+    """The head of an argument. Raises UserError for a bias beside a head with its own, and for fewer rows than tokens."""
+    if isinstance(weight, LMHead) and bias is not None:
+        raise UserError(f"{name}_bias: {name}_weight is a whole head, as of get_lm_head, with its own bias; leave one out")
+    head = weight if isinstance(weight, LMHead) else LMHead(weight, bias, 1.0, 0.0, weight.shape[0])
+    if vocab_size is not None and vocab_size > head.vocab_size:
+        raise UserError(f"vocab_size: {vocab_size} tokens are compared, and {name}_weight has {head.vocab_size} rows")
+    return head
 
 
 def _predictions(name: str, hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -63,10 +63,15 @@ class LMHead(NamedTuple):
 def get_lm_head(model: Any, vocab_size: int | None = None) -> LMHead:
     """The head of a causal language model, cut to its `vocab_size` real tokens; None: all rows.
 
-    Raises UserError for a model without one."""
+    Raises UserError for a model without one, and for one with an adapter, of which its weight does not know."""
     output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     if output is None:
         raise UserError(f"{type(model).__name__} has no output embeddings, so it is not a causal language model")
+    if hasattr(output, "base_layer"):  # of peft
+        raise UserError(
+            f"{type(model).__name__}: its lm_head cannot have an adapter, the fused loss reads its weight; name it in "
+            "modules_to_save of peft instead, or leave it out"
+        )
     config = model.config.get_text_config()
     scale = 1.0
     for name in LOGIT_MULTIPLIER_KEYS:

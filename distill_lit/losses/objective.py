@@ -20,7 +20,7 @@ class WeightedSum:
     def __add__(self, other: Any) -> "Objective":
         if not isinstance(other, WeightedSum):
             return NotImplemented
-        objectives = [as_objective(part) for part in (self, other)]
+        objectives = [_sum_of(part) for part in (self, other)]
         scalings = {objective.scales_by_temperature for objective in objectives if objective.uses_temperature}
         if len(scalings) > 1:
             raise UserError(
@@ -28,7 +28,8 @@ class WeightedSum:
                 ".with_temperature_scaling"
             )
         terms = [term for objective in objectives for term in objective.terms]
-        return objective_of_terms(terms, scalings.pop() if scalings else objectives[0].scales_by_temperature)
+        unsoftened = [objective.scales_by_temperature for objective in objectives if objective.terms] or [True]
+        return _sum_of_terms(terms, scalings.pop() if scalings else unsoftened[0])
 
     def __radd__(self, other: Any) -> Any:
         return self if other == 0 else NotImplemented  # sum() begins with 0
@@ -37,7 +38,7 @@ class WeightedSum:
         if isinstance(factor, WeightedSum):
             raise UserError("losses: a loss is multiplied with a number or a schedule, not with another loss")
         if isinstance(self, Objective):
-            return objective_of_terms([factor * term for term in self.terms], self.scales_by_temperature)
+            return _sum_of_terms([factor * term for term in self.terms], self.scales_by_temperature)
         assert isinstance(self, (Term, FeatureTerm))
         return replace(self, weight=_product(argument_key(self.key, "weight"), self.weight, factor))
 
@@ -48,7 +49,7 @@ class WeightedSum:
         `none`: `objective.temperature_scaling` of a config. Raises UserError for another word."""
         if scaling not in TEMPERATURE_SCALINGS:
             raise UserError(f"losses: unknown temperature scaling {scaling!r}{suggest(str(scaling), TEMPERATURE_SCALINGS)}")
-        return replace(as_objective(self), scales_by_temperature=scaling == "hinton")
+        return replace(_sum_of(self), scales_by_temperature=scaling == "hinton")
 
 
 def _product(key: str, weight: Schedule, factor: Any) -> Schedule:
@@ -202,10 +203,8 @@ class Objective(WeightedSum):
 
 def as_objective(loss: Any) -> Objective:
     """A term, an objective, or the plain values of one (`Objective.facts`) as an objective. Raises UserError."""
-    if isinstance(loss, Objective):
-        return loss
-    if isinstance(loss, (Term, FeatureTerm)):
-        return objective_of_terms([loss])
+    if isinstance(loss, WeightedSum):
+        return _with_terms(_sum_of(loss))
     if isinstance(loss, Mapping) and "terms" in loss:
         terms = [build_term(f"losses.{fields['kind']}", **_from_facts(fields)) for fields in loss["terms"]]
         return objective_of_terms(terms, loss.get("scaling") != "none")
@@ -225,9 +224,26 @@ def _from_facts(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 def objective_of_terms(terms: Iterable[Term | FeatureTerm], scales_by_temperature: bool = True) -> Objective:
     """The sum of terms. Raises UserError for none with a weight, and for two of one name."""
-    terms = [term for term in terms if not term.weight.is_zero]
-    if not terms:
+    return _with_terms(_sum_of_terms(terms, scales_by_temperature))
+
+
+def _with_terms(objective: Objective) -> Objective:
+    if not objective.terms:
         raise UserError("loss: no term has a weight above 0")
+    return objective
+
+
+def _sum_of(part: WeightedSum) -> Objective:
+    """A part of a sum, which may have no weight."""
+    if isinstance(part, Objective):
+        return part
+    assert isinstance(part, (Term, FeatureTerm))
+    return _sum_of_terms([part])
+
+
+def _sum_of_terms(terms: Iterable[Term | FeatureTerm], scales_by_temperature: bool = True) -> Objective:
+    """The same as `objective_of_terms`, of no terms where none has a weight: others may be added to it."""
+    terms = [term for term in terms if not term.weight.is_zero]
     for number, term in enumerate(terms):
         if term.name in (other.name for other in terms[:number]):
             raise UserError(f"loss: two terms are called {term.name!r}; give one of them another name=")

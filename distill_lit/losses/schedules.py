@@ -106,7 +106,8 @@ def _parse(key: str, value: Any) -> Schedule:
         if shape == "piecewise":
             points = tuple(sorted((float(share), float(number)) for share, number in value["points"].items()))
         else:
-            begin, until = float(value.get("from_") or value.get("from") or 0.0), float(value.get("until") or 1.0)
+            until = value.get("until")
+            begin, until = float(value.get("from_") or value.get("from") or 0.0), 1.0 if until is None else float(until)
             points = ((begin, float(value["start"])), (until, float(value["end"])))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{key}: incomplete schedule: {error}") from error

@@ -100,7 +100,9 @@ def _read_plain_batch(model: Any, batch: PackedBatch) -> Tensor:
         if model not in _checked_lm_heads:
             with uncompiled_eval_mode(model):
                 text = dummy_documents(model, MIN_CHECKED_TOKENS)[0]
-                _check_lm_head(model, text, _plain_last_hidden_state(model, text))
+                hidden = _plain_last_hidden_state(model, text)
+                _check_lm_head(model, text, hidden)
+                _check_backbone(model, text, hidden)
             _checked_lm_heads.add(model)
     inputs: dict[str, Any] = {name: batch[name] for name in PLAIN_INPUTS if name in batch}
     return run_backbone(model, ForwardPass(inputs, torch.ones(0)))
@@ -276,6 +278,17 @@ def _check_lm_head(model: Any, text: list[int], hidden: Tensor) -> None:
     if not is_same:
         name = type(model).__name__
         raise UserError(f"{name}: its logits are not lm_head and last hidden states alone, so it cannot be distilled here")
+
+
+def _check_backbone(model: Any, text: list[int], hidden: Tensor) -> None:
+    """Raises UserError unless the backbone alone makes these hidden states (T, D), as it does not where what stands around
+    it gives it more than a text: prefixes that are trained."""
+    alone = run_backbone(model, ForwardPass({"input_ids": torch.tensor([text], device=hidden.device)}, torch.ones(0)))[0]
+    if not relative_error(model, alone, hidden) <= max_relative_error(model):
+        name = type(model).__name__
+        raise UserError(
+            f"{name}: its backbone alone does not read a text as the whole does, so it cannot be distilled here"
+        )
 
 
 def _tolerance(model: Any, text: list[int], alone: Tensor) -> float:

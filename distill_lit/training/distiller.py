@@ -18,8 +18,8 @@ from distill_lit.training.callbacks.teacher_update import TeacherUpdateCallback
 from distill_lit.training.callbacks.throughput import TokenThroughput
 from distill_lit.training.checkpoint import frozen_weights
 from distill_lit.training.feature_alignment import FeatureAlignment, align_features
-from distill_lit.training.input_checks import check_batch, check_models, shared_vocab_size
-from distill_lit.training.loss import Batch, DistillationLoss, FusedLossSettings
+from distill_lit.training.input_checks import COMPILE, check_batch, check_models, shared_vocab_size
+from distill_lit.training.loss import DistillationLoss, FusedLossSettings
 from distill_lit.training.metrics import TokenMeans
 from distill_lit.training.on_policy import OnPolicyGenerator
 from distill_lit.training.sharding import shard_for_training
@@ -83,6 +83,7 @@ class Distiller(L.LightningModule):
         self._held_out_targets = TargetCache()
         self._is_sharded = False
         self.gradient_norm: Tensor | None = None  # of the step that is being made, before clipping
+        self._trained: set[str] = set()  # names of parameters that a step, or a checkpoint, has changed
         self._total_steps, self._optimizer_factories = float("inf"), (optimizer, lr_scheduler)
         self.save_hyperparameters({"loss": self.loss.objective.facts(), "lr": lr, "vocab_size": vocab_size})
 
@@ -110,7 +111,12 @@ class Distiller(L.LightningModule):
             shard_for_training(self, self.device_mesh["data_parallel"], strategy.root_device, shards)
 
     def setup(self, stage: str) -> None:
-        """Puts the student into train mode: `from_pretrained` gives it without dropout."""
+        """Puts the student into train mode: `from_pretrained` gives it without dropout. Raises UserError for a module that
+        torch.compile was given whole."""
+        if self._compiler_ctx is not None:
+            raise UserError(
+                f"torch.compile: the steps of a Distiller cannot be compiled; give the module itself, {COMPILE}"
+            )
         if stage == "fit":
             self.student.train()
             if self.trainer.precision in MASTER_PRECISIONS and self.trainer.is_global_zero:
@@ -129,7 +135,7 @@ class Distiller(L.LightningModule):
                 f"strategy={DDP_WITH_UNUSED_PARAMETERS!r}"
             )
 
-    def training_step(self, batch: Batch, index: int) -> Tensor:
+    def training_step(self, batch: Any, index: int) -> Tensor:
         """The loss of a micro-batch; `training.loss` says what it is divided by, and why it is multiplied here."""
         micro_batches = self.trainer.accumulate_grad_batches * self.trainer.world_size
         if self.on_policy_generator is not None:
@@ -142,7 +148,7 @@ class Distiller(L.LightningModule):
         self.train_metrics.update(self.loss.objective, losses)
         return losses.total * micro_batches if "step_tokens" in batch else losses.total
 
-    def validation_step(self, batch: Batch, index: int, dataloader_idx: int = 0) -> None:
+    def validation_step(self, batch: Any, index: int, dataloader_idx: int = 0) -> None:
         """Collects losses and fidelity over held-out rows."""
         if self.on_policy_generator is not None:
             check_batch(batch)
@@ -154,13 +160,14 @@ class Distiller(L.LightningModule):
         self.validation_metrics.update(self.loss.objective, losses)
 
     def configure_callbacks(self) -> list[L.Callback]:
-        """What counts, guards and logs the steps; a Trainer that has one of a kind keeps its own."""
-        present = {type(callback) for callback in self.trainer.callbacks}
+        """What counts, guards and logs the steps; a Trainer that has one of a kind, or a subclass, keeps its own."""
+        present = self.trainer.callbacks
         needed: list[type[L.Callback]] = [TokenThroughput, TerminateOnNonFinite, StepLogger]
         needed += [OnPolicyCollapseWarning] if self.on_policy_generator is not None else []
-        made = [callback() for callback in needed if callback not in present]
+        made = [kind() for kind in needed if not any(isinstance(callback, kind) for callback in present)]
         teacher = self.loss.teacher
-        if isinstance(teacher, StudentFollowingTeacher) and TeacherUpdateCallback not in present:
+        is_told = any(isinstance(callback, TeacherUpdateCallback) for callback in present)
+        if isinstance(teacher, StudentFollowingTeacher) and not is_told:
             made.append(TeacherUpdateCallback(teacher))
         return made
 
@@ -184,6 +191,8 @@ class Distiller(L.LightningModule):
         """Takes the step and frees the gradients, which would otherwise stay for all of the next forward pass."""
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         optimizer.zero_grad()
+        self.gradient_norm = None
+        self._trained |= {name for name, p in self.named_parameters(remove_duplicate=False) if p.requires_grad}
 
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
@@ -195,14 +204,16 @@ class Distiller(L.LightningModule):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leaves out what is frozen: under adapters, the adapters alone are saved. Adds the state of on-policy text."""
-        for name in frozen_weights(self):
+        """Leaves out what is frozen and was never trained: under adapters, the adapters alone are saved. Adds the state of
+        on-policy text."""
+        for name in frozen_weights(self).keys() - self._trained:
             checkpoint["state_dict"].pop(name, None)  # only the first rank has a whole one
         if self.on_policy_generator is not None:
             checkpoint["on_policy"] = self.on_policy_generator.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Puts back what was left out, as it is in the student just built, and the state of on-policy text."""
-        checkpoint["state_dict"].update(frozen_weights(self))
+        self._trained.update(checkpoint["state_dict"])
+        checkpoint["state_dict"] = {**frozen_weights(self), **checkpoint["state_dict"]}
         if self.on_policy_generator is not None:
             self.on_policy_generator.load_state_dict(checkpoint["on_policy"])

@@ -12,6 +12,7 @@ from distill_lit.losses.lm_head import get_lm_head
 from distill_lit.utils.exceptions import UserError
 
 log = logging.getLogger(__name__)
+COMPILE = "and compile the body of a model, as student.get_decoder().compile()"
 
 
 def lm_head_rows(model: Any) -> int:
@@ -32,8 +33,8 @@ def shared_vocab_size(student: Any, teacher: Any) -> int:
 
 
 def check_models(student: Any, teacher: Any) -> None:
-    """Raises UserError for a student that is no causal language model, a teacher that is neither one nor a `Teacher`, and
-    two that are the same."""
+    """Raises UserError for a student that is no causal language model, a teacher that is neither one nor a `Teacher`, two
+    that are the same, and two that share what is to be trained."""
     _check_is_no_name("student", student)
     if not isinstance(student, nn.Module):
         raise UserError(
@@ -42,8 +43,18 @@ def check_models(student: Any, teacher: Any) -> None:
         )
     lm_head_rows(student)
     check_teacher(teacher)
+    for role, model in (("student", student), ("teacher", teacher)):
+        if isinstance(model, nn.Module) and (model._compiled_call_impl is not None or hasattr(model, "_orig_mod")):
+            log.warning("%s: it is compiled as a whole, and only its body is called, so nothing is; %s", role, COMPILE[4:])
     if teacher is student:
         raise UserError("teacher: it is the student itself; load the model twice")
+    frozen = {id(parameter) for parameter in teacher.parameters()} if isinstance(teacher, nn.Module) else set()
+    shared = [name for name, parameter in student.named_parameters() if parameter.requires_grad and id(parameter) in frozen]
+    if shared:
+        raise UserError(
+            f"teacher: {len(shared)} parameters of the student are its own, as {shared[0]}, and would be frozen with it; "
+            "build the student from copies, as of copy.deepcopy(teacher)"
+        )
 
 
 def check_teacher(teacher: Any) -> None:

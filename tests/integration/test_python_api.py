@@ -1,11 +1,12 @@
 """Distiller in a notebook: models of transformers, a plain DataLoader, and whatever flags a Trainer has."""
 
+import copy
 import csv
 import functools
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning as L
 import pytest
@@ -18,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForLan
 
 from distill_lit import DistillationLoss, Distiller, losses
 from distill_lit.teachers import MixtureTeacher, OnlineTeacher
+from distill_lit.training.callbacks.step_logger import StepLogger
 from distill_lit.training.loss import FusedLossSettings
 from distill_lit.utils.exceptions import UserError
 
@@ -175,6 +177,65 @@ def test_a_checkpoint_gives_the_module_back(folders: tuple[Path, Path], loader: 
     assert trainer.global_step > steps
 
 
+def test_what_was_trained_is_in_the_checkpoint_though_frozen_now(
+    folders: tuple[Path, Path], loader: DataLoader, tmp_path: Path
+) -> None:
+    """Stages that freeze parts of a student: neither what it had learned nor what a checkpoint holds is lost."""
+    teacher, student, fresh = (AutoModelForCausalLM.from_pretrained(folders[i], dtype="float32") for i in (0, 1, 1))
+    start = weights(fresh.get_input_embeddings())
+    student.model.layers[0].mlp.requires_grad_(False)  # never trained, so never saved
+    module = Distiller(student, teacher)
+    L.Trainer(max_steps=2, **QUIET).fit(module, loader)
+    student.get_input_embeddings().requires_grad_(False)
+    trainer = L.Trainer(max_steps=2, **QUIET)
+    trainer.fit(module, loader)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    fresh.get_input_embeddings().requires_grad_(False)
+    fresh.model.layers[0].mlp.requires_grad_(False)
+    again = Distiller.load_from_checkpoint(tmp_path / "last.ckpt", student=fresh, teacher=teacher)
+    assert not any(".mlp." in name for name in torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"])
+    assert not torch.equal(weights(fresh.get_input_embeddings()), start)
+    assert torch.equal(weights(fresh), weights(student))
+    trainer.strategy.connect(again)
+    trainer.save_checkpoint(tmp_path / "again.ckpt")  # by one that has itself trained nothing
+    saved = [torch.load(tmp_path / f"{name}.ckpt", weights_only=True)["state_dict"] for name in ("last", "again")]
+    assert saved[0].keys() == saved[1].keys()
+
+
+def test_steps_of_ones_own_need_not_call_those_of_the_module(models: tuple[Any, Any], loader: DataLoader) -> None:
+    class Own(Distiller):
+        def training_step(self, batch: Any, index: int) -> torch.Tensor:
+            return self.student(**batch).loss
+
+        def validation_step(self, batch: Any, index: int, dataloader_idx: int = 0) -> None:
+            self.log("perplexity", self.student(**batch).loss.exp())
+
+    trainer = L.Trainer(max_epochs=1, limit_train_batches=2, log_every_n_steps=1, **QUIET)
+    trainer.fit(Own(*models), loader, loader)
+    assert trainer.global_step == 2
+    assert {"perplexity", "train/gradient_norm", "weight/ce"} <= trainer.callback_metrics.keys()
+    assert not {"train/loss", "validation/loss", "step"} & trainer.callback_metrics.keys()
+
+
+def test_a_trainer_keeps_a_logger_of_steps_of_its_own(models: tuple[Any, Any], loader: DataLoader) -> None:
+    class Own(StepLogger):
+        norms: ClassVar[list[float]] = []
+
+        def _step_metrics(self, trainer: L.Trainer, module: Any) -> dict[str, float]:
+            values = super()._step_metrics(trainer, module)
+            self.norms.append(values["train/gradient_norm"])
+            return values
+
+    norms = []
+    for own in ([Own()], []):  # before the guard that measures the norm, and behind it
+        student = copy.deepcopy(models[0])
+        trainer = L.Trainer(max_steps=2, log_every_n_steps=1, callbacks=own, **QUIET)
+        trainer.fit(Distiller(student, models[1]), loader)
+        assert sum(isinstance(callback, StepLogger) for callback in trainer.callbacks) == 1
+        norms.append(float(trainer.callback_metrics["train/gradient_norm"]))
+    assert norms[0] == norms[1] == Own.norms[1] != Own.norms[0]
+
+
 def test_own_optimizer_and_schedule(models: tuple[Any, Any], loader: DataLoader) -> None:
     module = Distiller(
         *models,
@@ -282,6 +343,48 @@ def test_names_are_no_models(models: tuple[Any, Any], role: str) -> None:
 def test_a_student_that_is_its_own_teacher_is_refused(models: tuple[Any, Any]) -> None:
     with pytest.raises(UserError, match="teacher: it is the student itself"):
         Distiller(models[0], models[0])
+
+
+def test_what_is_compiled_in_vain_is_said(
+    models: tuple[Any, Any], loader: DataLoader, caplog: pytest.LogCaptureFixture
+) -> None:
+    student, teacher = models
+    module = torch.compile(Distiller(student, teacher), backend="eager")
+    assert not caplog.messages
+    with pytest.raises(UserError, match="torch.compile: the steps of a Distiller cannot be compiled"):
+        L.Trainer(max_steps=1, **QUIET).fit(module, loader)
+    Distiller(torch.compile(student, backend="eager"), teacher)
+    assert "student: it is compiled as a whole, and only its body is called" in caplog.text
+    calls: list[Any] = []
+    student.get_decoder().compile(backend=lambda graph, _: calls.append(graph) or graph.forward)
+    L.Trainer(max_steps=1, **QUIET).fit(Distiller(student, teacher), loader)
+    assert calls
+
+
+def test_a_student_made_of_its_teachers_own_layers_is_refused(models: tuple[Any, Any]) -> None:
+    student, teacher = models
+    student.model.layers[0] = teacher.model.layers[0]
+    with pytest.raises(UserError, match=r"teacher: \d+ parameters of the student are its own, as model.layers.0"):
+        Distiller(student, teacher)
+    student.model.layers[0].requires_grad_(False)  # what is not trained may be shared
+    Distiller(student, teacher)
+
+
+@pytest.mark.parametrize(
+    ("adapters", "words"),
+    [
+        (lambda peft: peft.LoraConfig(target_modules=["q_proj", "lm_head"]), "its lm_head cannot have an adapter"),
+        (lambda peft: peft.PrefixTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM"), "its backbone alone does not"),
+    ],
+    ids=["lm_head", "prefix"],
+)
+def test_adapters_that_the_fused_loss_would_not_see_are_refused(
+    models: tuple[Any, Any], loader: DataLoader, adapters: Callable[[Any], Any], words: str
+) -> None:
+    peft = pytest.importorskip("peft")
+    student = peft.get_peft_model(models[0], adapters(peft))
+    with pytest.raises(UserError, match=words):
+        L.Trainer(max_steps=1, **QUIET).fit(Distiller(student, models[1]), loader)
 
 
 @pytest.mark.parametrize(

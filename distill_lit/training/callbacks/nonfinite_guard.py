@@ -15,6 +15,12 @@ from distill_lit.utils.files import write_json
 log = logging.getLogger(__name__)
 
 
+def gradient_norm(module: nn.Module) -> Tensor:
+    """The norm of all gradients together, before clipping; a sharded one is that of all ranks, who call this together."""
+    gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
+    return full_tensor(nn.utils.get_total_norm(gradients))
+
+
 class TerminateOnNonFinite(L.Callback):
     """Raises FloatingPointError before an optimizer step whose loss or gradient is not finite, and writes down what the
     step was made of. Measures the gradient's norm, which the module clips by and the log shows."""
@@ -38,9 +44,7 @@ class TerminateOnNonFinite(L.Callback):
 
     def on_before_optimizer_step(self, trainer: L.Trainer, module: Any, optimizer: Any) -> None:
         """Measures the gradient's norm, and refuses a loss that is not finite on any rank, or a norm that is not."""
-        gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
-        norm = nn.utils.get_total_norm(gradients)
-        module.gradient_norm = full_tensor(norm)
+        module.gradient_norm = gradient_norm(module)
         if getattr(trainer.precision_plugin, "scaler", None) is not None:
             return  # float16: the scaler skips such a step and tries a smaller scale
         self._check_loss(trainer)

@@ -6,6 +6,7 @@ from typing import Any
 import lightning as L
 
 from distill_lit.losses import Objective
+from distill_lit.training.callbacks.nonfinite_guard import gradient_norm
 from distill_lit.training.callbacks.throughput import TokenThroughput
 
 # {what it is called of text that the student wrote: what the loss calls it}
@@ -38,7 +39,7 @@ class StepLogger(L.Callback):
             values[f"temperature/{term.name}"] = term.temperature(progress)
         for feature_term in objective.feature_terms:
             values[f"weight/{feature_term.name}"] = feature_term.weight(progress)
-        values["train/loss"] = _weighted_loss(objective, values, "train", progress)
+        values |= _weighted_loss(objective, values, "train", progress)
         throughput = next(callback for callback in trainer.callbacks if isinstance(callback, TokenThroughput))
         speed, seconds = throughput.measure(trainer, module.device)
         if module.on_policy_generator is not None:
@@ -47,12 +48,17 @@ class StepLogger(L.Callback):
                 found[name] = values.pop(f"train/{measured}", math.nan)
             values.pop("train/engine_tokens", None)
             values |= {f"on_policy/{name}": value for name, value in found.items() if not math.isnan(value)}
-        return {**values, **speed, "train/gradient_norm": float(module.gradient_norm)}
+        # not measured yet where this callback stands before the guard, as one that a Trainer was given
+        norm = gradient_norm(module) if module.gradient_norm is None else module.gradient_norm
+        return {**values, **speed, "train/gradient_norm": float(norm)}
 
     def on_validation_epoch_end(self, trainer: L.Trainer, module: Any) -> None:
-        """Logs the means over all validation rows, and the objective at the present weights."""
+        """Logs the means over all validation rows, and the objective at the present weights; nothing where a module's own
+        `validation_step` has measured none of them."""
         values = module.validation_metrics.compute("validation")
-        values["validation/loss"] = _weighted_loss(module.loss.objective, values, "validation", module.progress)
+        values |= _weighted_loss(module.loss.objective, values, "validation", module.progress)
+        if "validation/loss" not in values:
+            return
         if module.on_policy_generator is not None and not trainer.sanity_checking:
             module.on_policy_generator.update_adaptive_fraction(values["validation/loss"])
         # the number of steps done, under which Lightning logs: its own count lags by one here
@@ -60,6 +66,9 @@ class StepLogger(L.Callback):
         module.validation_metrics.reset()
 
 
-def _weighted_loss(objective: Objective, values: dict[str, float], stage: str, progress: float) -> float:
-    """The objective of logged terms at the present weights."""
-    return sum(weight * values[f"{stage}/{name}"] for name, weight in objective.weights(progress).items())
+def _weighted_loss(objective: Objective, values: dict[str, float], stage: str, progress: float) -> dict[str, float]:
+    """{stage/loss: the objective of logged terms at the present weights}; {} where a module's own step measures none."""
+    weights = {f"{stage}/{name}": weight for name, weight in objective.weights(progress).items()}
+    if not weights.keys() <= values.keys():
+        return {}
+    return {f"{stage}/loss": sum(weight * values[name] for name, weight in weights.items())}

@@ -5,7 +5,14 @@ import torch
 from helpers.loss_inputs import DENSE, authors, softened, sparse_targets
 
 from distill_lit.config import TermConfig
-from distill_lit.losses import LOGIT_LOSSES, build_objective, chunk_size_for_budget, distillation_loss, fused_linear_loss
+from distill_lit.losses import (
+    LOGIT_LOSSES,
+    build_objective,
+    chunk_size_for_budget,
+    distillation_loss,
+    fused_linear_distillation_loss,
+    fused_linear_loss,
+)
 from distill_lit.losses.lm_head import LMHead
 from distill_lit.losses.targets import DenseTarget, TeacherTarget
 from distill_lit.utils import hardware
@@ -254,6 +261,21 @@ def test_a_label_that_is_no_token_is_refused(label: int, compiled: bool) -> None
         fused_linear_loss(
             build_objective(TERMS["three"]), hidden, student, target, labels, denominator=torch.tensor(N), compiled=compiled
         )
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"lm_head_bias": torch.zeros(V)}, "lm_head_bias: lm_head_weight is a whole head"),
+        ({"teacher_lm_head_bias": torch.zeros(V)}, "teacher_lm_head_bias: teacher_lm_head_weight is a whole head"),
+        ({"vocab_size": V + 1}, f"vocab_size: {V + 1} tokens are compared, and lm_head_weight has {V} rows"),
+    ],
+)
+def test_what_a_head_would_not_take_up_is_refused(options: dict, words: str) -> None:
+    hidden, student, target, labels = make(torch.float32, bias=False)
+    student = student._replace(vocab_size=V)
+    with pytest.raises(UserError, match=f"^{words}"):
+        fused_linear_distillation_loss(hidden, student, target.hidden_states, target.lm_head, labels, **options)
 
 
 @pytest.mark.gpu

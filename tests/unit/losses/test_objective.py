@@ -153,6 +153,7 @@ def test_schedules_stay_between_their_ends(start: float, end: float, done: float
         (float("nan"), "k: nan must be a number above 0"),
         ("0.5", "k: '0.5' is neither a number nor a schedule"),
         ({"start": 1, "end": 0.5, "util": 1}, "k: unknown key 'util'; did you mean 'until'"),
+        ({"start": 1, "end": 0.5, "until": 0}, "k: its points must rise within [0, 1], got [0.0, 0.0]"),
         ({"shape": "cosin"}, "k.shape: unknown value 'cosin'; did you mean 'cosine'"),
     ],
 )

@@ -101,6 +101,18 @@ def test_weights_by_hand() -> None:
     assert [losses.as_objective(losses.ForwardKL(weight=steps)).weights(x)["forward_kl"] for x in (0.4, 0.6)] == [1, 4]
 
 
+def test_a_part_without_weight_is_left_out_of_a_sum() -> None:
+    """α · A + (1 − α) · B at both ends of a sweep."""
+    gkd, ce = losses.preset("gkd"), losses.CrossEntropy()
+    assert 0.0 * ce + 1.0 * gkd == gkd
+    assert 0.0 * gkd + 1.0 * ce == losses.as_objective(ce)
+    assert 0.0 * (ce + losses.ForwardKL(temperature=2)) + gkd == gkd
+    assert sum([0 * ce, 0 * losses.ForwardKL(), losses.ReverseKL()]) == losses.as_objective(losses.ReverseKL())
+    for nothing in (0 * gkd, 0 * ce + 0 * losses.ForwardKL(), (0 * gkd).with_temperature_scaling("hinton")):
+        with pytest.raises(UserError, match="no term has a weight"):
+            losses.as_objective(nothing)
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
