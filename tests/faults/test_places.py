@@ -51,6 +51,18 @@ def test_the_variable_of_an_unwritable_folder_is_named(
     assert said == f"{tmp_path / 'a/b'} cannot be written to (Permission denied); set {variable} to a folder that can be"
 
 
+@needs_rights
+def test_a_folder_of_others_is_told_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "private/results").mkdir(parents=True)
+    (tmp_path / "private").chmod(0)
+    try:
+        code, said = as_anyone("report", tmp_path / "private/results")
+    finally:
+        (tmp_path / "private").chmod(0o755)
+    told = f"distill-lit: {tmp_path}/private cannot be looked into (Permission denied); change its rights or name another"
+    assert (code, said.strip()) == (2, told)
+
+
 @pytest.mark.parametrize("mask", [0o077, 0o027, 0o022])
 def test_files_and_folders_have_the_rights_that_the_umask_leaves(tmp_path: Path, mask: int) -> None:
     before = os.umask(mask)
