@@ -19,6 +19,7 @@ from distill_lit.experiment.execution.provenance import collect_provenance
 from distill_lit.experiment.plan import plan_runs
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.path_variables import expand_path
+from distill_lit.utils.path_variables import expand_path
 from distill_lit.utils.plugins import plugin_hash
 
 BASE = """
@@ -69,6 +70,20 @@ ELSEWHERE = ("question=${SCRATCH}", "data.corpora.a.text=${SCRATCH}", "variants=
 def test_a_variable_elsewhere_is_refused(file: Path, scratch: Path, change: str) -> None:
     with pytest.raises(UserError, match=r"key 'SCRATCH' not found; environment variables stand in paths only"):
         load_experiment(file, [change])
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a\0b", r"^plugins: 'a\\x00b': no path has a null character$"),
+        ("~nobody-of-this-name/x", r"^plugins: '~nobody-of-this-name/x': nobody knows a home folder for its ~; write it out$"),
+        ("x" * 256, r"^plugins: 'x{120}…': longer than a path can be$"),
+        ("x/" * 2001, r"^plugins: '(x/){60}…': longer than a path can be$"),
+    ],
+)
+def test_what_no_path_can_be_is_refused(text: str, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        expand_path(text, "plugins")
 
 
 @pytest.mark.parametrize(
