@@ -195,8 +195,11 @@ def test_13_a_teacher_that_learns_is_refused_and_its_weights_stay(
         ),
         (
             "teacher.model=file:",
-            "reference 'file:' names no path",
+            "teacher.model: reference 'file:' names no path",
         ),
+        ("students.one.from=nowhere", "students.one.from: reference 'nowhere': unknown kind"),
+        ("external_models={a: ''}", "external_models.a: it is required and has no value"),
+        ("external_models={a: nowhere}", "external_models.a: reference 'nowhere': unknown kind"),
         ("training.micro_batch_size=true", "training.micro_batch_size: true is not a whole number"),
         ("training.gradient_checkpointing='yes'", "training.gradient_checkpointing: 'yes' is text"),
         ("training.learning_rate=.inf", "training.learning_rate: inf is not a finite number"),
@@ -210,6 +213,14 @@ def test_13_a_teacher_that_learns_is_refused_and_its_weights_stay(
 def test_14_numbers_out_of_range_or_as_text_are_refused(file: Path, override: str, words: str) -> None:
     with pytest.raises(UserError, match=re.escape(words)):
         check_experiment(load_experiment(file, [override]))
+
+
+def test_14_a_misspelt_model_is_told_what_it_may_be(file: Path) -> None:
+    made = "models={corrected: {from: teacher, seed: 0}}"
+    with pytest.raises(UserError, match=r"^teacher.model: no model and no path is called 'correctd'; did you mean 'corrected'"):
+        check_experiment(load_experiment(file, [made, "teacher=correctd"]))
+    with pytest.raises(UserError, match=r"models.b.from: no model is called 'correctd'; did you mean 'corrected'"):
+        check_experiment(load_experiment(file, [made, "models.b={from: correctd}"]))
 
 
 def test_14_numbers_as_text_in_a_file_are_refused(file: Path, tmp_path: Path) -> None:
