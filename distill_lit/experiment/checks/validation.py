@@ -24,6 +24,7 @@ from distill_lit.config.training import check_lr_schedule
 from distill_lit.evaluation.probe_corpora import check_probes
 from distill_lit.evaluation.tasks import check_tasks
 from distill_lit.experiment.checks.export_checks import check_adaptive_fraction, check_export
+from distill_lit.experiment.checks.unread_fields import check_unread_teacher_fields
 from distill_lit.experiment.estimates.strategy import check_strategy
 from distill_lit.experiment.execution.devices import num_devices, share_gpus, visible_gpus
 from distill_lit.experiment.launcher.slurm.checks import check_slurm_config
@@ -65,10 +66,13 @@ def check_experiment(config: ExperimentConfig, points: Sequence[GridPoint] | Non
             raise UserError(f"external_models.{name}: it is required and has no value")
         _check_reference(f"external_models.{name}", reference, config)
     check_loggers(config.loggers)
+    configs: list[ExperimentConfig] = []
     for _, point, base in points:
         recipes = expand_pipeline(point, base).recipes
         for name, recipe in recipes.items():
             _check_recipe(name, recipe, recipes)
+        configs += [point, *(recipe.config for recipe in recipes.values())]
+    check_unread_teacher_fields(configs)
     task_names = check_tasks(config.evaluation, config.dataset_source)
     check_probes(config.evaluation, config.dataset_source, task_names)
     if not config.report.is_empty:
