@@ -54,7 +54,9 @@ def check_reads_row(key: str, text: str) -> None:
     """
     if "{{" not in text and "{%" not in text:
         column = text.strip() if text.strip().isidentifier() else "column"
-        raise UserError(f"{key}: {text[:60]!r} is the same text for every row; a column stands in braces: {{{{ {column} }}}}")
+        raise UserError(
+            f"{key}: {text[:60]!r} is the same text for every row; a column stands in braces: {{{{ {column} }}}}"
+        )
 
 
 @functools.lru_cache(maxsize=1024)

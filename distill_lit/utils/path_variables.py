@@ -29,8 +29,8 @@ def missing(path: Path) -> str:
 def expand_path(text: str, key: str = "") -> Path:
     """The path that `text` means on this machine. key: what errors call it.
 
-    Raises UserError for a variable that is not set, or is empty, for one that holds a secret, which would end up in the name
-    of a file, and for what no path can be.
+    Raises UserError for what no path can be, for a variable that is not set, or is empty, and for one that holds a secret,
+    which would end up in the name of a file.
     """
     shown = repr(text if len(text) <= MAX_SHOWN_CHARACTERS else f"{text[:MAX_SHOWN_CHARACTERS]}…")
     where = f"{key}: {shown}" if key else shown

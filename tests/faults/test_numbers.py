@@ -218,9 +218,15 @@ def test_14_numbers_out_of_range_or_as_text_are_refused(file: Path, override: st
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["teacher.top_k=9"], "teacher.top_k: 9 is read by source: served, and source: offline with cache_format: top_k or"),
+        (
+            ["teacher.top_k=9"],
+            "teacher.top_k: 9 is read by source: served, and source: offline with cache_format: top_k or",
+        ),
         (["grid.teacher.top_k=[4, 9]"], "teacher.top_k: 4 is read by"),
-        (["teacher.source=online", "teacher.cache_format=top_k"], "teacher.cache_format: 'top_k' is read by source: offline"),
+        (
+            ["teacher.source=online", "teacher.cache_format=top_k"],
+            "teacher.cache_format: 'top_k' is read by source: offline",
+        ),
         (["teacher.ema_decay=0.5"], "teacher.ema_decay: 0.5 is read by source: ema, and source is"),
     ],
 )
@@ -238,7 +244,9 @@ def test_14_a_field_that_one_teacher_of_the_grid_reads_is_taken(file: Path) -> N
 
 def test_14_a_misspelt_model_is_told_what_it_may_be(file: Path) -> None:
     made = "models={corrected: {from: teacher, seed: 0}}"
-    with pytest.raises(UserError, match=r"^teacher.model: no model and no path is called 'correctd'; did you mean 'corrected'"):
+    with pytest.raises(
+        UserError, match=r"^teacher.model: no model and no path is called 'correctd'; did you mean 'corrected'"
+    ):
         check_experiment(load_experiment(file, [made, "teacher=correctd"]))
     with pytest.raises(UserError, match=r"models.b.from: no model is called 'correctd'; did you mean 'corrected'"):
         check_experiment(load_experiment(file, [made, "models.b={from: correctd}"]))

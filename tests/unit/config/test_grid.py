@@ -259,10 +259,15 @@ def test_a_dotted_key_beside_the_same_one_nested_is_refused(file: Path, where: s
     own = changes if section != "models" else changes.replace("{", "{from: teacher, ", 1)
     grid = "\ngrid: {variant: [a]}" if section == "variants" else ""
     config = loaded(file, f"{section}: {{a: {own}}}{grid}")
-    with pytest.raises(UserError, match=rf"^{where}\.training.* and {where}\.training.* both set training.max_tokens$"):
+
+    def derive_all() -> None:
         for _, point in expand_grid(config):
             derive_stages(point)
-            [derive_model(point, name) for name in point.models]
+            for name in point.models:
+                derive_model(point, name)
+
+    with pytest.raises(UserError, match=rf"^{where}\.training.* and {where}\.training.* both set training.max_tokens$"):
+        derive_all()
 
 
 # ---------------------------------------------------------------- names of keys

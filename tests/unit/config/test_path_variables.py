@@ -19,7 +19,6 @@ from distill_lit.experiment.execution.provenance import collect_provenance
 from distill_lit.experiment.plan import plan_runs
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.path_variables import expand_path
-from distill_lit.utils.path_variables import expand_path
 from distill_lit.utils.plugins import plugin_hash
 
 BASE = """
@@ -76,7 +75,10 @@ def test_a_variable_elsewhere_is_refused(file: Path, scratch: Path, change: str)
     ("text", "words"),
     [
         ("a\0b", r"^plugins: 'a\\x00b': no path has a null character$"),
-        ("~nobody-of-this-name/x", r"^plugins: '~nobody-of-this-name/x': nobody knows a home folder for its ~; write it out$"),
+        (
+            "~nobody-of-this-name/x",
+            r"^plugins: '~nobody-of-this-name/x': nobody knows a home folder for its ~; write it out$",
+        ),
         ("x" * 256, r"^plugins: 'x{120}…': longer than a path can be$"),
         ("x/" * 2001, r"^plugins: '(x/){60}…': longer than a path can be$"),
     ],
