@@ -1,5 +1,6 @@
 """The records of one experiment, read from its results folder and checked to be comparable."""
 
+import csv
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -216,6 +217,10 @@ def load_runs_table(path: Path) -> pd.DataFrame:
     absent = [name for name in ("model", "role") if name not in runs]
     if absent:
         raise UserError(f"{path}: no column {absent[0]!r}")
+    with path.open(newline="", encoding="utf-8") as file:
+        *_, last = filter(None, csv.reader(file))
+    if len(last) < len(runs.columns):  # pandas would fill it up, and leave out the models that stood behind it
+        raise UserError(f"{path}: its last line is cut short; copy the results folder again, or run the experiment again")
     for name in RUN_TEXT_COLUMNS:
         runs[name] = runs[name].astype(object).where(runs[name].notna(), "") if name in runs else ""
     runs.loc[runs["status"] == "", "status"] = "done"

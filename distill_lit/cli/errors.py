@@ -39,6 +39,13 @@ class PipeSafeConsole(Console):
             os.close(nowhere)
 
 
+def replace_closed_output() -> None:
+    """Sends output nowhere where its stream is closed, as `>&-` does: what is opened next would else stand in its place."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - as long as the process
+
+
 def replace_unencodable_output() -> None:
     """Replaces characters that the terminal cannot show: they must not end a run."""
     for stream in (sys.stdout, sys.stderr):

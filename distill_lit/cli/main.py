@@ -25,7 +25,13 @@ from distill_lit.cli.commands import (
     table,
 )
 from distill_lit.cli.commands import list as list_command
-from distill_lit.cli.errors import PipeSafeConsole, log_traceback, print_error, replace_unencodable_output
+from distill_lit.cli.errors import (
+    PipeSafeConsole,
+    log_traceback,
+    print_error,
+    replace_closed_output,
+    replace_unencodable_output,
+)
 from distill_lit.cli.exit_codes import BAD_INPUT, FAILED, INTERRUPTED
 from distill_lit.utils.distributed.cluster_environment import remove_cluster_variables
 from distill_lit.utils.exceptions import FatalRunError, UserError, error_summary
@@ -69,6 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> None:
     """Parses, runs, and exits with the code that `--help` lists."""
+    replace_closed_output()
     remove_cluster_variables()
     parser = build_parser()
     options, rest = parser.parse_known_args(arguments)

@@ -163,9 +163,9 @@ def _derive(config: ExperimentConfig, where: str, name: str, shape: Tree, spec: 
         base["objective"] = {**to_dict(ObjectiveConfig()), **kept}
     student_changes = {key: spec.pop(key) for key in list(spec) if _root(key) in STUDENT_KEYS}
     nested = {f"students.{name}.{key}": value for key, value in student_changes.items()}
-    layers = [Layer("", base), Layer(where, nest_changes(base, {**spec, **nested}))]
-    check_nulls(f"{where}.", layers[1].tree, base)
     try:
+        layers = [Layer("", base), Layer(where, nest_changes(base, {**spec, **nested}, f"{where}."))]
+        check_nulls(f"{where}.", layers[1].tree, base)
         return build_section(ExperimentConfig, drop_nulls(deep_merge(layers[0].tree, layers[1].tree)), layers)
     except UserError as error:  # the key as it was written
         raise UserError(str(error).replace(f"students.{name}.", "")) from None

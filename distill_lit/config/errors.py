@@ -1,7 +1,8 @@
 """What pydantic found wrong with a config, in one line that names the dotted key."""
 
+import re
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
@@ -13,6 +14,9 @@ from distill_lit.utils.exceptions import suggest
 
 KeyPath = tuple[str, ...]
 MAX_SHOWN_CHARACTERS = 120  # of a wrong value
+MAX_KEYS_ELSEWHERE = 3  # that have the name of an unknown one
+LARGEST_SHOWN = 1e16  # of floats that are meant for whole numbers
+NOT_QUITE_A_NUMBER = re.compile(r"[-+]?(\d+(:\d+)+(\.\d*)?|0\d+)")  # 24:00:00, 010
 _EXPECTED = {  # {kind of error, as pydantic names it: what the value should be}
     "bool_type": "true or false",
     "float_type": "a number",
@@ -45,7 +49,7 @@ def describe_error(error: ValidationError, section: Any, prefix: str = "") -> tu
     place = _locate(section, first["loc"])
     key = prefix + ".".join(place.path)
     if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        return place.path, f"unknown key {key!r}{suggest(place.path[-1], _known_keys(place.section))}"
+        return place.path, f"unknown key {key!r}{_where_it_belongs(place, section)}"
     message = _explain(first, place)
     return place.path, f"{key}: {message}" if key else message
 
@@ -81,6 +85,30 @@ def _tag(member: Any) -> str:
     return "text" if is_text(member) else "number"
 
 
+def _where_it_belongs(place: _Place, root: Any) -> str:
+    """The end of an error about an unknown key: how it is written where it is dotted, which key may be meant, and where a
+    key of this name is."""
+    name, known = place.path[-1], _known_keys(place.section)
+    first, _, rest = name.partition(".")
+    if rest and first in known:
+        return f"; in a file it is written as {first}: {{{rest.replace('.', ': {')}: …{'}' * (rest.count('.') + 1)}"
+    hint, elsewhere = suggest(name, known), sorted(_keys_called(name, root), key=lambda key: key.count("."))
+    if "did you mean" in hint or not elsewhere:
+        return hint
+    return f"; there is {' and '.join(elsewhere[:MAX_KEYS_ELSEWHERE])}{hint}"
+
+
+def _keys_called(name: str, kind: Any) -> Iterator[str]:
+    """The dotted keys below a type that end in this name; NAME stands for any name."""
+    for member in union_members(kind):
+        if is_section(member):
+            for key in fields_by_key(member):
+                yield from [key] if key == name else []
+                yield from (f"{key}.{below}" for below in _keys_called(name, type_below(member, key)))
+        elif typing.get_origin(member) is dict:
+            yield from (f"NAME.{below}" for below in _keys_called(name, typing.get_args(member)[1]))
+
+
 def _known_keys(section: Any) -> list[str]:
     return list(fields_by_key(section) if is_section(section) else section.__annotations__)
 
@@ -103,7 +131,11 @@ def _explain(error: Any, place: _Place) -> str:
     if expected is None:
         return f"{_shown(value)}: {' '.join(error['msg'].split())}"
     if isinstance(value, str) and error["type"] in ("bool_type", "float_type", "int_type"):
+        if NOT_QUITE_A_NUMBER.fullmatch(value):
+            return f"{_shown(value)} is not {expected}{about}"
         return f"{_shown(value)} is text; write it without quotes, as {expected}"
+    if error["type"] == "int_type" and isinstance(value, float) and value.is_integer() and abs(value) < LARGEST_SHOWN:
+        return f"{_shown(value)} is not {expected}; write {int(value)}"
     return f"{_shown(value)} is not {expected}"
 
 

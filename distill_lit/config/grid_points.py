@@ -91,6 +91,20 @@ def grid_points(grid: Grid) -> list[Point]:
     return points
 
 
+def check_exclusions(grid: Grid) -> None:
+    """Raises UserError for an exclusion that leaves nothing out, as one with a misspelt value."""
+    axes = _axes(grid)
+    points = [_combined(axes, rows) for rows in itertools.product(*axes.values())] if grid.get(EXCLUDE) else []
+    for entry in grid.get(EXCLUDE, ()):
+        if any(_agrees(point, entry, entry) for point in points):
+            continue
+        for key, value in entry.items():
+            known = {value_text(point[key]) for point in points}
+            if all(point[key] != value for point in points):
+                raise UserError(f"grid.exclude: {key} is never {value!r}{suggest(value_text(value), known)}")
+        raise UserError(f"grid.exclude: no point of the grid has all of {value_text(entry)}")
+
+
 def _axes(grid: Grid) -> dict[str, list[Any]]:
     return {axis: values for axis, values in grid.items() if axis not in (EXCLUDE, INCLUDE)}
 

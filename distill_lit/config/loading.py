@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from distill_lit.config.errors import KeyPath, describe_error
 from distill_lit.config.fields import Section
 from distill_lit.config.file_paths import place_paths
-from distill_lit.config.grid_points import grid_points
+from distill_lit.config.grid_points import check_exclusions, grid_points
 from distill_lit.config.hypothesis_validation import refuse_untestable, untestable_hypotheses
 from distill_lit.config.interpolation import resolve_interpolations
 from distill_lit.config.key_paths import (
@@ -38,6 +38,7 @@ from distill_lit.utils.shipped import shipped_folder
 Tree = dict[str, Any]  # plain values under the keys that users write
 # mappings of names of which a null takes one away
 NULLABLE: tuple[KeyPath, ...] = (("data", "corpora"), ("evaluation", "probes"), ("hypotheses",))
+TERMS: KeyPath = ("objective", "terms")  # of which a null takes one away too, perhaps one of a preset
 NAMED_SECTIONS = ("students", "models", "stages")  # {name: what has it}
 
 
@@ -51,8 +52,8 @@ class Layer(NamedTuple):
 def load_experiment(path: Path, overrides: list[str] | None = None, must_test: bool = True) -> ExperimentConfig:
     """The checked experiment in `path`, or a shipped one by its name, with `key=value` overrides.
 
-    must_test: whether its hypotheses must be such that it can test them; not those of results, whose grid overrides may
-    have made smaller. Raises UserError for anything wrong in it.
+    must_test: whether its hypotheses must be such that it can test them, and its exclusions leave something out; not those
+    of results, whose grid overrides may have made smaller. Raises UserError for anything wrong in it.
     """
     layers = _placed(_compose(find_experiment(path), ()))
 
@@ -63,6 +64,8 @@ def load_experiment(path: Path, overrides: list[str] | None = None, must_test: b
 
     config = load(overrides or [])
     if must_test:
+        if not any(re.match(r"grid(=|\.(?!exclude=))", override) for override in overrides or []):
+            check_exclusions(config.grid)  # overrides may have taken away what the file excludes
         refuse_untestable(untestable_hypotheses(config), overrides or [], lambda own: untestable_hypotheses(load(own)))
     return config
 
@@ -107,7 +110,7 @@ def _parse_overrides(section: Any, tree: Tree, overrides: list[str]) -> Tree:
 
 
 def _parse_override(section: Any, key: str, text: str) -> Any:
-    """The value of an override: YAML, and for a key of text whatever is no single value there, as `{{ text }}`."""
+    """The value of an override: YAML, and for a key of text what was typed, unless it is in quotes."""
     kind = _kind_of_override(section, key.split("."))
     try:
         value = parse_yaml(text)
@@ -117,7 +120,18 @@ def _parse_override(section: Any, key: str, text: str) -> Any:
         raise UserError(f"{key}: {text[:120]!r} is not YAML: {one_line_message(error)}") from error
     if section is ExperimentConfig and key.startswith("grid."):
         return resolve_axis(key.removeprefix("grid."), value, section)
-    return text if isinstance(value, (dict, list)) and is_text(kind, value) else resolve_scalars(kind, value, section)
+    if is_text(kind, value) and (typed := _typed_text(text, value)) is not None:
+        return typed
+    return resolve_scalars(kind, value, section)
+
+
+def _typed_text(text: str, value: Any) -> str | None:
+    """What was typed for a key of text, `####` and all; None where quotes or a null are YAML's. value: as YAML has it."""
+    if isinstance(value, (dict, list)):
+        return text
+    typed = text.strip()
+    is_null = value is None and typed.lower() in ("", "~", "null")
+    return None if is_null or typed[:1] in ("'", '"') else typed
 
 
 def _kind_of_override(section: Any, parts: list[str]) -> Any:
@@ -173,7 +187,9 @@ def _with_value(tree: Tree, path: KeyPath, value: Any) -> Tree:
 
 def check_nulls(where: str, changes: Tree, base: Tree) -> None:
     """Raises UserError for a null in `changes` whose name `base` does not have: one misspelt would remove nothing."""
-    for path in NULLABLE:
+    objectives = [_named(tree, ("objective",)) for tree in (base, changes)]
+    has_only_own_terms = objectives[0].get("terms") and not any(one.get("preset") for one in objectives)
+    for path in (*NULLABLE, *([TERMS] if has_only_own_terms else [])):
         known = _named(base, path)
         for name, value in _named(changes, path).items():
             if value is None and name not in known:
@@ -192,7 +208,7 @@ def config_at_point(config: ExperimentConfig, point: dict[str, Any]) -> Experime
     base = to_dict(config)
     layers = [Layer("", base)]
     for variant in choose_variants(config, point):
-        changes = nest_changes(base, copy.deepcopy(variant.changes))
+        changes = nest_changes(base, copy.deepcopy(variant.changes), f"{variant.name}.")
         check_nulls(f"{variant.name}.", changes, base)
         layers.append(Layer(variant.name, changes))
     check_disjoint(layers[1:])
@@ -215,11 +231,16 @@ def _check_point(point: dict[str, Any], base: Tree) -> None:
             raise UserError(f"grid.{key}: {section} has no {name!r}{suggest(name, known)}")
 
 
-def nest_changes(base: Tree, changes: dict[str, Any]) -> Tree:
-    """{'a.b': 1, 'c': {…}} → {a: {b: 1}, c: {…}}."""
+def nest_changes(base: Tree, changes: dict[str, Any], where: str = "") -> Tree:
+    """{'a.b': 1, 'c': {…}} → {a: {b: 1}, c: {…}}. where: of the changes, in errors. Raises UserError for two that set one
+    value, as `a.b` beside `a: {b: …}`."""
     tree: Tree = {}
+    nested: list[tuple[str, Tree]] = []
     for key, value in changes.items():
-        tree = deep_merge(tree, _spell_out_teacher(nest_key(ExperimentConfig, deep_merge(base, tree), key, value)))
+        one = _spell_out_teacher(nest_key(ExperimentConfig, deep_merge(base, tree), key, value))
+        tree = deep_merge(tree, one)
+        nested += [] if value == {} else [(f"{where}{key}", one)]  # an empty mapping sets nothing
+    check_disjoint(nested)
     return tree
 
 
@@ -274,7 +295,8 @@ def _compose(path: Path, trail: tuple[Path, ...]) -> list[Layer]:
     if path in trail:
         raise UserError(f"defaults form a cycle: {' → '.join(p.stem for p in (*trail, path))}")
     tree = _read(path)
-    names = tree.pop("defaults", None) or []
+    names = tree.pop("defaults", None)
+    names = [] if names is None else names
     if not isinstance(names, list):
         raise UserError(f"{path}: defaults is a list of names below configs/")
     base = [layer for name in names for layer in _compose(_default_path(path, str(name)), (*trail, path))]
@@ -296,14 +318,14 @@ def _default_path(path: Path, name: str) -> Path:
         raise UserError(f"{path}: defaults: {name!r} leaves the configs folder")
     folders = config_folders(path.parent)
     for folder in folders:
-        if (folder / f"{name}.yaml").is_file():
+        if os.path.isfile(folder / f"{name}.yaml"):  # no error for a text that is longer than a path can be
             return folder / f"{name}.yaml"
     known = [str(p.relative_to(folder).with_suffix("")) for folder in folders for p in folder.rglob("*.yaml")]
     raise UserError(f"{path}: defaults: unknown {name!r}{suggest(name, known)}")
 
 
 def _read(path: Path) -> Tree:
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(f"no experiment file {path}")
     try:
         tree = parse_yaml(path.read_bytes())

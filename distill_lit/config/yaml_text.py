@@ -24,9 +24,10 @@ SURROGATES = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 DOLLAR = re.compile(r"(\\*)\$\{")
 FLOAT = re.compile(
     r"^(?:[-+]?[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+|[-+]?\.[0-9][0-9_]*(?:[eE][-+]?[0-9]+)?"
-    r"|[-+]?[0-9][0-9_]*(?::[0-5]?[0-9])+\.[0-9_]*|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
+    r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
 )
-_FLOAT, _DATE, _EQUALS = (f"tag:yaml.org,2002:{kind}" for kind in ("float", "timestamp", "value"))
+INTEGER = re.compile(r"^[-+]?(?:0b[01_]+|0x[0-9a-fA-F_]+|0|[1-9][0-9_]*)$")
+_FLOAT, _INTEGER, _DATE, _EQUALS = (f"tag:yaml.org,2002:{kind}" for kind in ("float", "int", "timestamp", "value"))
 
 
 @dataclass(frozen=True)
@@ -38,23 +39,26 @@ class YamlScalar:
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads `1e-4` as a number, which YAML 1.1 does not, a date as text, and `=` as text."""
+    """Reads `1e-4` as a number, which YAML 1.1 does not; a date, a time and `=` as text, as YAML 1.2 does: 24:00:00 would be
+    86,400. A number with a zero before it, which would be octal, is text too."""
 
 
 class _Dumper(yaml.SafeDumper):
-    """Puts into quotes whatever `_Loader` would take for something other than text."""
+    """Puts into quotes whatever `_Loader`, or PyYAML, would take for a number or a truth value."""
 
     def ignore_aliases(self, data: Any) -> bool:
         """Nothing is written as a reference to what was written before."""
         return True
 
 
-for _class in (_Loader, _Dumper):
+_OTHERS = {_Loader: (_FLOAT, _INTEGER, _DATE, _EQUALS), _Dumper: (_DATE, _EQUALS)}  # what PyYAML finds and these do not
+for _class, _others in _OTHERS.items():
     _class.yaml_implicit_resolvers = {
-        first: [(tag, pattern) for tag, pattern in known if tag not in (_FLOAT, _DATE, _EQUALS)]
+        first: [(tag, pattern) for tag, pattern in known if tag not in _others]
         for first, known in copy.copy(yaml.SafeLoader.yaml_implicit_resolvers).items()
     }
     _class.add_implicit_resolver(_FLOAT, FLOAT, list("-+0123456789."))
+    _class.add_implicit_resolver(_INTEGER, INTEGER, list("-+0123456789"))
 
 
 def _represent_text(dumper: _Dumper, text: str) -> yaml.ScalarNode:

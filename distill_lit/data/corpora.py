@@ -12,7 +12,7 @@ from jinja2 import Template
 from distill_lit.config import CorpusConfig, DataConfig, non_default_fields
 from distill_lit.data.column_values import Row
 from distill_lit.data.messages import is_supervised_response, read_messages, read_tools
-from distill_lit.data.row_templates import compile_template, render_template
+from distill_lit.data.row_templates import check_reads_row, compile_template, render_template
 from distill_lit.data.sources import check_corpus_source, draw_rows, open_corpus_source
 from distill_lit.data.spool import ItemSpool
 from distill_lit.utils.exceptions import UserError
@@ -132,8 +132,28 @@ def check_corpus(key: str, corpus: CorpusConfig, dataset_source: str) -> None:
         raise UserError(f"{key}.streaming: only a `dataset` of dataset_source=hub is streamed; files are never read whole")
     _check_forms(key, corpus)
     _compile_corpus(key, corpus)
-    if isinstance(corpus.messages, list) and not any(message.role == "assistant" for message in corpus.messages):
-        raise UserError(f"{key}.messages: none is of the assistant, so there is no response to learn")
+    _check_learned_text(key, corpus)
+
+
+def _check_learned_text(key: str, corpus: CorpusConfig) -> None:
+    """Raises UserError where what a student would learn is the same text for every row, and for a prompt of one word, which
+    is a column without its braces."""
+    prompts: dict[str, str] = {}
+    if isinstance(corpus.messages, list):
+        texts = {f"{key}.messages[{i}]": (m.role, m.content) for i, m in enumerate(corpus.messages)}
+        answers = {place: text for place, (role, text) in texts.items() if role == "assistant"}
+        if not answers:
+            raise UserError(f"{key}.messages: none is of the assistant, so there is no response to learn")
+        prompts = {place: text for place, (role, text) in texts.items() if role == "user"}
+        check_reads_row(list(answers)[-1], " ".join(answers.values()))
+    elif corpus.completion:
+        prompts = {f"{key}.prompt": corpus.prompt}
+        check_reads_row(f"{key}.completion", corpus.completion)
+    elif not corpus.messages:
+        check_reads_row(f"{key}.text", corpus.text)
+    for place, text in prompts.items():
+        if text.strip().isidentifier():
+            check_reads_row(place, text)
 
 
 def _check_forms(key: str, corpus: CorpusConfig) -> None:

@@ -45,6 +45,20 @@ def compile_template(key: str, text: str) -> Template:
         raise UserError(f"{key}: template line {error.lineno}: {error.message}") from error
 
 
+def check_reads_row(key: str, text: str) -> None:
+    """Raises UserError for a template that says the same of every row, as one that names a column without braces does.
+
+    Args:
+        key: the field that holds the template.
+        text: the template.
+    """
+    if "{{" not in text and "{%" not in text:
+        column = text.strip() if text.strip().isidentifier() else "column"
+        raise UserError(
+            f"{key}: {text[:60]!r} is the same text for every row; a column stands in braces: {{{{ {column} }}}}"
+        )
+
+
 @functools.lru_cache(maxsize=1024)
 def _compiled(text: str) -> Template:
     return template_sandbox().from_string(text)

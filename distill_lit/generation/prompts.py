@@ -9,7 +9,7 @@ from jinja2 import TemplateSyntaxError
 
 from distill_lit.config import PromptsConfig
 from distill_lit.data.column_values import Row
-from distill_lit.data.row_templates import ROW_TEMPLATE_ERRORS, render_error, template_sandbox
+from distill_lit.data.row_templates import ROW_TEMPLATE_ERRORS, check_reads_row, render_error, template_sandbox
 from distill_lit.data.sources import RowSource, check_corpus_source, open_corpus_source
 from distill_lit.utils.exceptions import UserError
 
@@ -38,6 +38,8 @@ def check_prompts(key: str, prompts: PromptsConfig, dataset_source: str) -> None
     """Raises UserError for a source or template that cannot work, as far as that shows without fetching."""
     check_corpus_source(key, prompts, dataset_source)
     _templates(key, prompts)
+    if prompts.reference_answer:
+        check_reads_row(f"{key}.reference_answer", prompts.reference_answer)
 
 
 def prompt_source_fingerprint(key: str, prompts: PromptsConfig, dataset_source: str) -> list[Any]:

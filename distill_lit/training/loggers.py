@@ -17,6 +17,8 @@ LoggerOptions = Mapping[str, Mapping[str, Any] | None]  # {logger: options of it
 LOGGER_CLASSES = {"tensorboard": "TensorBoardLogger", "csv": "CSVLogger", "wandb": "WandbLogger", "mlflow": "MLFlowLogger"}
 BEGINNING = CurveAxis()
 AXIS_OPTION = "axis"  # ours, of tensorboard: what its curves are drawn over
+# of SummaryWriter, to which Lightning's TensorBoardLogger hands whatever it does not know
+SUMMARY_WRITER_OPTIONS = ("comment", "filename_suffix", "flush_secs", "max_queue")
 LOGGER_PACKAGES = {"wandb": "wandb", "mlflow": "mlflow"}  # optional
 
 
@@ -37,10 +39,14 @@ def check_loggers(loggers: LoggerOptions) -> None:
 
 def _check_options(name: str, options: Mapping[str, Any]) -> None:
     parameters = inspect.signature(_logger_class(name)).parameters
-    takes_any = any(parameter.kind == inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
+    known = [key for key, parameter in parameters.items() if parameter.kind != inspect.Parameter.VAR_KEYWORD]
+    if name == "tensorboard":
+        known += [AXIS_OPTION, *SUMMARY_WRITER_OPTIONS]
+    elif len(known) < len(parameters):  # it takes any
+        return
     for option in options:
-        if option not in parameters and not takes_any:
-            raise UserError(f"loggers.{name}: unknown option {option!r}{suggest(option, parameters)}")
+        if option not in known:
+            raise UserError(f"loggers.{name}: unknown option {option!r}{suggest(option, known)}")
 
 
 def _logger_class(name: str) -> Callable[..., Any]:

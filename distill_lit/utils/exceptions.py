@@ -57,6 +57,7 @@ def suggest(value: str, choices: Iterable[str]) -> str:
     known = sorted(choices)
     if not known:
         return "; there is none"
-    close = difflib.get_close_matches(value, known, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ";"
+    folded = {choice.casefold(): choice for choice in reversed(known)}
+    close = difflib.get_close_matches(value.casefold(), folded, n=1)
+    hint = f"; did you mean {folded[close[0]]!r}?" if close else ";"
     return f"{hint} choose from {', '.join(known)}"

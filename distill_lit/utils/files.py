@@ -55,14 +55,25 @@ def permission_error_message(error: BaseException | None) -> str:
             return "there is no folder for temporary files; set TMPDIR to one that can be written to"
         if isinstance(error, OSError) and error.errno in PERMISSION_ERRNOS and error.filename:
             denied_path = Path(os.path.abspath(os.fsdecode(error.filename)))
-            if denied_path.is_file() and not os.access(denied_path, os.R_OK):
+            # `Path.is_file` would be denied, too
+            if os.path.isfile(denied_path) and not os.access(denied_path, os.R_OK):
                 return f"{denied_path} cannot be read ({error.strerror}); change its rights or name another"
+            if (closed := _closed_folder(denied_path)) is not None:
+                return f"{closed} cannot be looked into ({error.strerror}); change its rights or name another"
             inside = [(len(folder), name) for name, folder in _folders() if denied_path.is_relative_to(folder)]
             variable = max(inside)[1] if inside else ""  # of the innermost
             remedy = f"set {variable} to a folder that can be" if variable else "change its rights or choose another --root"
             return f"{denied_path} cannot be written to ({error.strerror}); {remedy}"
         error = error.__cause__ or error.__context__
     return ""
+
+
+def _closed_folder(path: Path) -> Path | None:
+    """The outermost folder above a path that this user may not look into; None where there is none."""
+    for folder in reversed(path.parents):
+        if os.path.isdir(folder) and not os.access(folder, os.X_OK):
+            return folder
+    return None
 
 
 def _folders() -> Iterator[tuple[str, str]]:

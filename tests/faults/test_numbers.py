@@ -195,8 +195,11 @@ def test_13_a_teacher_that_learns_is_refused_and_its_weights_stay(
         ),
         (
             "teacher.model=file:",
-            "reference 'file:' names no path",
+            "teacher.model: reference 'file:' names no path",
         ),
+        ("students.one.from=nowhere", "students.one.from: reference 'nowhere': unknown kind"),
+        ("external_models={a: ''}", "external_models.a: it is required and has no value"),
+        ("external_models={a: nowhere}", "external_models.a: reference 'nowhere': unknown kind"),
         ("training.micro_batch_size=true", "training.micro_batch_size: true is not a whole number"),
         ("training.gradient_checkpointing='yes'", "training.gradient_checkpointing: 'yes' is text"),
         ("training.learning_rate=.inf", "training.learning_rate: inf is not a finite number"),
@@ -210,6 +213,43 @@ def test_13_a_teacher_that_learns_is_refused_and_its_weights_stay(
 def test_14_numbers_out_of_range_or_as_text_are_refused(file: Path, override: str, words: str) -> None:
     with pytest.raises(UserError, match=re.escape(words)):
         check_experiment(load_experiment(file, [override]))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (
+            ["teacher.top_k=9"],
+            "teacher.top_k: 9 is read by source: served, and source: offline with cache_format: top_k or",
+        ),
+        (["grid.teacher.top_k=[4, 9]"], "teacher.top_k: 4 is read by"),
+        (
+            ["teacher.source=online", "teacher.cache_format=top_k"],
+            "teacher.cache_format: 'top_k' is read by source: offline",
+        ),
+        (["teacher.ema_decay=0.5"], "teacher.ema_decay: 0.5 is read by source: ema, and source is"),
+    ],
+)
+def test_14_a_field_that_no_teacher_reads_is_refused(file: Path, overrides: list[str], words: str) -> None:
+    """Runs that differ by it would be one run under several names."""
+    with pytest.raises(UserError, match=f"^{re.escape(words)}"):
+        check_experiment(load_experiment(file, ["teacher.source=offline", *overrides]))
+
+
+def test_14_a_field_that_one_teacher_of_the_grid_reads_is_taken(file: Path) -> None:
+    formats = "variants={whole: {}, few: {teacher.cache_format: top_k, objective.terms.kl.kind: top_k_kl}}"
+    overrides = ["teacher.source=offline", "teacher.top_k=9", formats, "grid.variant=[whole, few]"]
+    check_experiment(load_experiment(file, overrides))
+
+
+def test_14_a_misspelt_model_is_told_what_it_may_be(file: Path) -> None:
+    made = "models={corrected: {from: teacher, seed: 0}}"
+    with pytest.raises(
+        UserError, match=r"^teacher.model: no model and no path is called 'correctd'; did you mean 'corrected'"
+    ):
+        check_experiment(load_experiment(file, [made, "teacher=correctd"]))
+    with pytest.raises(UserError, match=r"models.b.from: no model is called 'correctd'; did you mean 'corrected'"):
+        check_experiment(load_experiment(file, [made, "models.b={from: correctd}"]))
 
 
 def test_14_numbers_as_text_in_a_file_are_refused(file: Path, tmp_path: Path) -> None:

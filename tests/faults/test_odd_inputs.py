@@ -240,6 +240,19 @@ def test_records_that_are_gone_or_of_another_form(tmp_path: Path) -> None:
         load_results(folder)
 
 
+def test_a_table_of_runs_that_is_cut_short_is_refused(tmp_path: Path) -> None:
+    """Copied in part, it would be that of fewer models."""
+    folder = synthetic_results.build(tmp_path, documents=8)
+    path = folder / "runs.csv"
+    whole = path.read_bytes()
+    for end in (len(whole) // 2, whole.rindex(b"\n", 0, -1) + 3):
+        path.write_bytes(whole[:end])
+        with pytest.raises(UserError, match=r"runs\.csv: its last line is cut short; copy the results folder again"):
+            load_results(folder)
+    path.write_bytes(whole + b"\n\n")
+    load_results(folder)
+
+
 # ---------------------------------------------------------------- corpora
 
 

@@ -12,6 +12,7 @@ from helpers.caches import new_cache
 from helpers.read_only import as_anyone, needs_rights
 from helpers.training_processes import cli
 
+from distill_lit.cli.main import main
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import atomic_write_folder, cache_root, permission_error_message, umask, write_text
 
@@ -49,6 +50,18 @@ def test_the_variable_of_an_unwritable_folder_is_named(
     wrapped.__cause__ = PermissionError(13, "Permission denied", str(tmp_path / "a/b"))
     said = permission_error_message(wrapped)
     assert said == f"{tmp_path / 'a/b'} cannot be written to (Permission denied); set {variable} to a folder that can be"
+
+
+@needs_rights
+def test_a_folder_of_others_is_told_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "private/results").mkdir(parents=True)
+    (tmp_path / "private").chmod(0)
+    try:
+        code, said = as_anyone("report", tmp_path / "private/results")
+    finally:
+        (tmp_path / "private").chmod(0o755)
+    told = f"distill-lit: {tmp_path}/private cannot be looked into (Permission denied); change its rights or name another"
+    assert (code, said.strip()) == (2, told)
 
 
 @pytest.mark.parametrize("mask", [0o077, 0o027, 0o022])
@@ -92,6 +105,17 @@ def test_a_reader_that_goes_away_ends_nothing() -> None:
     assert process.wait(120) == 0
     assert process.stderr.read() == ""
     process.stderr.close()
+
+
+def test_output_that_is_closed_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As that of a service may be: Python then has no stream at all."""
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, None)
+    with pytest.raises(SystemExit) as end:
+        main(["list", "nothing"])
+    assert end.value.code == 2 and sys.stdout is not None
+    sys.stdout.close()
+    sys.stderr.close()
 
 
 def test_a_port_in_use_and_a_folder_that_is_gone(tmp_path: Path) -> None:

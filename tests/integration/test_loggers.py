@@ -127,6 +127,7 @@ def test_a_resumed_run_goes_on_in_the_same_mlflow_run_and_a_new_csv_file(
     [
         ({"wandbb": {}}, "loggers: unknown logger 'wandbb'; did you mean 'wandb'"),
         ({"csv": {"savedir": "x"}}, r"loggers.csv: unknown option 'savedir'; did you mean 'save_dir'"),
+        ({"tensorboard": {"flush_sec": 1}}, r"loggers.tensorboard: unknown option 'flush_sec'; did you mean 'flush_secs'"),
         ({"mlflow": {"project": "x"}}, r"loggers.mlflow: unknown option 'project'"),
     ],
 )

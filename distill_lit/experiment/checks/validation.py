@@ -1,5 +1,6 @@
 """What is refused before anything is run: by the config alone, and by the environment."""
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -23,6 +24,7 @@ from distill_lit.config.training import check_lr_schedule
 from distill_lit.evaluation.probe_corpora import check_probes
 from distill_lit.evaluation.tasks import check_tasks
 from distill_lit.experiment.checks.export_checks import check_adaptive_fraction, check_export
+from distill_lit.experiment.checks.unread_fields import check_unread_teacher_fields
 from distill_lit.experiment.estimates.strategy import check_strategy
 from distill_lit.experiment.execution.devices import num_devices, share_gpus, visible_gpus
 from distill_lit.experiment.launcher.slurm.checks import check_slurm_config
@@ -46,26 +48,31 @@ from distill_lit.teachers import (
 from distill_lit.training.feature_alignment import check_teacher_supports_features
 from distill_lit.training.loggers import check_loggers
 from distill_lit.utils import hardware
-from distill_lit.utils.exceptions import UserError
+from distill_lit.utils.exceptions import UserError, suggest
 
 
 def check_experiment(config: ExperimentConfig, points: Sequence[GridPoint] | None = None) -> None:
     """Raises UserError for anything that can be known to be wrong before a model or data set is touched."""
-    _check_reference(config.teacher.model, config)
+    _check_reference("teacher.model", config.teacher.model, config)
     if TEACHER_INT8 in config.baselines:
         check_torchao(f"baselines: {TEACHER_INT8}")
     points = points or expand_points(config)
     _check_launcher(config)
     for name, student in config.students.items():
         check_student(f"students.{name}", student)
-        _check_reference(student.from_, config)
-    for reference in config.external_models.values():
-        _check_reference(reference, config)
+        _check_reference(f"students.{name}.from", student.from_, config)
+    for name, reference in config.external_models.items():
+        if not reference:
+            raise UserError(f"external_models.{name}: it is required and has no value")
+        _check_reference(f"external_models.{name}", reference, config)
     check_loggers(config.loggers)
+    configs: list[ExperimentConfig] = []
     for _, point, base in points:
         recipes = expand_pipeline(point, base).recipes
         for name, recipe in recipes.items():
             _check_recipe(name, recipe, recipes)
+        configs += [point, *(recipe.config for recipe in recipes.values())]
+    check_unread_teacher_fields(configs)
     task_names = check_tasks(config.evaluation, config.dataset_source)
     check_probes(config.evaluation, config.dataset_source, task_names)
     if not config.report.is_empty:
@@ -147,19 +154,27 @@ def _values_by_key(points: Iterable[Mapping[str, Any]]) -> dict[str, set[str]]:
     return found
 
 
-def _check_reference(reference: str, config: ExperimentConfig) -> None:
-    is_made = reference in (BASE_TEACHER, *config.models) or reference.startswith(RUN_PREFIX)  # checked at each point
-    if reference and not is_made:
+def _check_reference(key: str, reference: str, config: ExperimentConfig) -> None:
+    """Raises UserError, naming the key, for a reference that is neither a model of `models` nor one to weights elsewhere."""
+    known = (BASE_TEACHER, *config.models)
+    if not reference or reference in known or reference.startswith(RUN_PREFIX):  # checked at each point
+        return
+    try:
         assets.check_reference(reference)
+    except UserError as error:
+        if config.models and re.fullmatch(r"[\w-]+", reference):
+            message = f"{key}: no model and no path is called {reference!r}{suggest(reference, known)}"
+            raise UserError(message) from error
+        raise UserError(f"{key}: {error}") from error
 
 
 def _check_recipe(name: str, recipe: Recipe, recipes: Mapping[str, Recipe]) -> None:
     """What the config of one run shows."""
     config = recipe.config
     check_student(config_key(name, config), config.students[name])
-    for reference in referred_models(config).values():
+    for key, reference in referred_models(config).items():
         if reference not in recipes:
-            assets.check_reference(reference)
+            _check_reference(key, reference, config)
     if (shape := config.students[name]).quantize != "none":
         check_torchao(f"{config_key(name, config)}.quantize: {shape.quantize}")
     objective = build_objective(config.objective.terms, config.objective.temperature_scaling)

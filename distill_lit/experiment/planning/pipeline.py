@@ -129,7 +129,8 @@ def _check_references(pipeline: Pipeline, students: Collection[str]) -> None:
                 hint = suggest(reference, [BASE_TEACHER, *known])
                 if reference in (*students, *pipeline.stages):
                     hint = ", which is a student; what others are made from is one of `models`, as in {NAME: {student: …}}"
-                raise UserError(f"{name}: {key}: no model is called {reference!r}{hint}")
+                own_key = key.replace(f"students.{name}.", f"{config_key(name, recipe.config)}.")
+                raise UserError(f"{name}: {own_key}: no model is called {reference!r}{hint}")
         _follow(name, recipes, (), followed)
 
 

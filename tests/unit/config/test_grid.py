@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from distill_lit.config import ExperimentConfig, expand_grid, load_experiment
+from distill_lit.config.derivation import derive_model, derive_stages
 from distill_lit.config.grid_points import grid_points, shortest_names
 from distill_lit.experiment.plan import plan_runs
 from distill_lit.utils.exceptions import UserError
@@ -127,6 +128,10 @@ def test_the_example_of_githubs_documentation() -> None:
         ("{'student,': [[d24, 1]]}", "grid: 'student,' has a comma with no key beside it"),
         ("{seed: [0], exclude: [1]}", "grid.exclude: 1 is not a mapping of keys of the grid to values, as in {seed: 2}"),
         ("{seed: [0], exclude: [{sed: 1}]}", "grid.exclude: 'sed' is no key of the grid; did you mean 'seed'? choose"),
+        ("{student: [d24, d18], exclude: [{student: d16}]}", "grid.exclude: student is never 'd16'; did you mean 'd18'?"),
+        ("{seed: [0, 1], exclude: [{seed: '1'}]}", "grid.exclude: seed is never '1'; "),
+        ("{'student, seed': [[d24, 0], [d18, 1]], exclude: [{student: d24, seed: 1}]}",
+         "grid.exclude: no point of the grid has all of {student: d24, seed: 1}"),
         ("{seed: [0], exclude: [{seed: 0}]}", "grid.exclude: it leaves no point of the grid"),
         ("{seed: [0], include: [{evaluation.limit: 5}]}", "grid.evaluation.limit: holds for the whole experiment"),
         ("{seed: [0], include: [{training.beta3: 1}]}", "grid: unknown key 'training.beta3'; did you mean"),
@@ -239,6 +244,30 @@ def test_what_a_variant_of_an_axis_may_not_set_is_said_with_its_name(file: Path)
     )
     wrong = "variants: {a: {x: {training.beta1: 2}}}\ngrid: {variant.a: [x]}"
     assert refusal(file, wrong).startswith("variants.a.x: training.beta1: 2 is above its maximum")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        "{training: {max_tokens: 10}, training.max_tokens: 20}",
+        "{training.max_tokens: 20, training: {beta1: 0.8, max_tokens: 10}}",
+    ],
+)
+@pytest.mark.parametrize("where", ["variants.a", "stages.a", "models.a"])
+def test_a_dotted_key_beside_the_same_one_nested_is_refused(file: Path, where: str, changes: str) -> None:
+    section = where.partition(".")[0]
+    own = changes if section != "models" else changes.replace("{", "{from: teacher, ", 1)
+    grid = "\ngrid: {variant: [a]}" if section == "variants" else ""
+    config = loaded(file, f"{section}: {{a: {own}}}{grid}")
+
+    def derive_all() -> None:
+        for _, point in expand_grid(config):
+            derive_stages(point)
+            for name in point.models:
+                derive_model(point, name)
+
+    with pytest.raises(UserError, match=rf"^{where}\.training.* and {where}\.training.* both set training.max_tokens$"):
+        derive_all()
 
 
 # ---------------------------------------------------------------- names of keys

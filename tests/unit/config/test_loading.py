@@ -33,7 +33,10 @@ BASE = (
 WRONG = [  # (override, what is said of it)
     ("training.micro_batch_size='8'", "training.micro_batch_size: '8' is text; write it without quotes, as a whole number"),
     ("training.micro_batch_size=eight", "training.micro_batch_size: 'eight' is text; write it without quotes, as a whole"),
-    ("training.micro_batch_size=2.0", "training.micro_batch_size: 2.0 is not a whole number"),
+    ("training.micro_batch_size=2.0", "training.micro_batch_size: 2.0 is not a whole number; write 2"),
+    ("training.max_tokens=1e6", "training.max_tokens: 1000000.0 is not a whole number; write 1000000"),
+    ("launcher.slurm.time=24:00:00", "launcher.slurm.time: '24:00:00' is not a whole number (minutes of one job"),
+    ("training.micro_batch_size=010", "training.micro_batch_size: '010' is not a whole number (sequences per"),
     ("training.micro_batch_size=true", "training.micro_batch_size: true is not a whole number"),
     ("training.micro_batch_size=null", "training.micro_batch_size: null is not a whole number"),
     ("training.micro_batch_size=[1]", "training.micro_batch_size: [1] is not a whole number"),
@@ -53,6 +56,10 @@ WRONG = [  # (override, what is said of it)
     ("training=null", "training: null is not a mapping of keys to values"),
     ("training.micro_batchsize=8", "unknown key 'training.micro_batchsize'; did you mean 'micro_batch_size'? choose"),
     ("trainning.seed=8", "unknown key 'trainning'; did you mean 'training'? choose"),
+    ("learning_rate=1", "unknown key 'learning_rate'; there is training.learning_rate; choose from analysis"),
+    ("objective.lora.rank=8", "unknown key 'objective.lora'; there is students.NAME.lora; choose from alpha"),
+    ("SEED=8", "unknown key 'SEED'; did you mean 'seed'? choose"),
+    ("objective.terms.kll=null", "objective.terms.kll: null, and nothing here is called 'kll'; did you mean 'kl'? choose"),
     ("question=null", "question: null is not a text; write '' for an empty one"),
     ("evaluation.tasks=sciq", "evaluation.tasks: 'sciq' is not a list"),
     ("evaluation.tasks=[[sciq]]", "evaluation.tasks: ['sciq'] is not a text"),
@@ -129,6 +136,38 @@ def test_a_wrong_value_names_the_variant_or_the_grid_that_holds_it(file: Path) -
     assert refusal(file, ["grid={training.beta1: [0.9, '1']}"]).startswith("grid: training.beta1: '1' is text")
     assert refusal(file, ["grid={training.beta3: [0.9]}"]).startswith("grid: unknown key 'training.beta3'")
     assert refusal(file, ["variants={a: {}}", "grid={variant: [[a]]}"]).startswith("variant: unknown value ['a']")
+
+
+def test_a_dotted_key_in_a_file_is_told_how_it_is_written(file: Path) -> None:
+    file.write_text(BASE + "training.max_tokens: 5\nobjective.terms.kl.weight: 1\n")
+    assert refusal(file) == (
+        f"{file}: unknown key 'training.max_tokens'; in a file it is written as training: {{max_tokens: …}}"
+    )
+
+
+@pytest.mark.parametrize("defaults", ["false", "''", "{a: b}", "0"])
+def test_defaults_that_are_no_list_are_refused(file: Path, defaults: str) -> None:
+    file.write_text(f"{BASE}defaults: {defaults}\n")
+    assert refusal(file) == f"{file}: defaults is a list of names below configs/"
+
+
+@pytest.mark.parametrize(
+    ("typed", "value"),
+    [
+        ("a #b", "a #b"),
+        ("#### (.*)", "#### (.*)"),
+        ("5 # of 7", "5 # of 7"),
+        ("'a' # b", "a"),
+        ("''", ""),
+        ("a: [b", "a: [b"),
+        ("---", "---"),
+        (" a ", "a"),
+        ("24:00:00", "24:00:00"),
+    ],
+)
+def test_an_override_of_a_text_is_what_was_typed(file: Path, typed: str, value: str) -> None:
+    """A comment in YAML, as `####` before the answers of GSM8K would be, is none here."""
+    assert load_experiment(file, [f"question={typed}"]).question == value
 
 
 @pytest.mark.parametrize(

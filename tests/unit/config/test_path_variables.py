@@ -72,6 +72,23 @@ def test_a_variable_elsewhere_is_refused(file: Path, scratch: Path, change: str)
 
 
 @pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a\0b", r"^plugins: 'a\\x00b': no path has a null character$"),
+        (
+            "~nobody-of-this-name/x",
+            r"^plugins: '~nobody-of-this-name/x': nobody knows a home folder for its ~; write it out$",
+        ),
+        ("x" * 256, r"^plugins: 'x{120}…': longer than a path can be$"),
+        ("x/" * 2001, r"^plugins: '(x/){60}…': longer than a path can be$"),
+    ],
+)
+def test_what_no_path_can_be_is_refused(text: str, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        expand_path(text, "plugins")
+
+
+@pytest.mark.parametrize(
     ("key", "is_path"),
     [
         ("teacher.model", True),

@@ -146,6 +146,18 @@ def test_the_templates_are_in_the_fingerprints(tmp_path: Path) -> None:
         ({"text": "{{ q }}", "messages": [MessageConfig("assistant", "a")]}, r"has text, and messages too"),
         ({**DOLLY, "path": "", "generated": GeneratedConfig()}, r"has prompt and completion, and generated too"),
         ({**DOLLY, "completion": "{{ a"}, r"data\.corpora\.c\.completion: template line 1"),
+        ({**DOLLY, "completion": "a"}, r"c\.completion: 'a' is the same text for every row; .* in braces: {{ a }}"),
+        ({**DOLLY, "prompt": "q"}, r"data\.corpora\.c\.prompt: 'q' is the same text for every row"),
+        ({"text": "q"}, r"data\.corpora\.c\.text: 'q' is the same text for every row; a column stands in braces: {{ q }}"),
+        ({"text": ""}, r"data\.corpora\.c\.text: '' is the same text for every row"),
+        (
+            {"messages": [MessageConfig("user", "{{ q }}"), MessageConfig("assistant", "a")]},
+            r"messages\[1\]: 'a' is the same",
+        ),
+        (
+            {"messages": [MessageConfig("user", "q"), MessageConfig("assistant", "{{ a }}")]},
+            r"messages\[0\]: 'q' is the same",
+        ),
         ({**DOLLY, "completion": "{{ b }}"}, r"data\.corpora\.c\.completion: 'b' is undefined; the columns are a, q"),
     ],
 )
