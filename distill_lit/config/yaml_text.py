@@ -39,8 +39,8 @@ class YamlScalar:
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads `1e-4` as a number, which YAML 1.1 does not; a date, a time and `=` as text, as YAML 1.2 does: 24:00:00 would be
-    86,400. A number with a zero before it, which would be octal, is text too."""
+    """Reads `1e-4` as a number, which YAML 1.1 does not; as text a date, `=`, a time, which YAML 1.1 counts in its smallest
+    unit, and a number with a zero before it, which would be octal."""
 
 
 class _Dumper(yaml.SafeDumper):
@@ -51,8 +51,9 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
-_OTHERS = {_Loader: (_FLOAT, _INTEGER, _DATE, _EQUALS), _Dumper: (_DATE, _EQUALS)}  # what PyYAML finds and these do not
-for _class, _others in _OTHERS.items():
+for _class in (_Loader, _Dumper):
+    # what PyYAML finds and these do not; what is written is in quotes where PyYAML alone would find a number
+    _others = (_FLOAT, _INTEGER, _DATE, _EQUALS) if _class is _Loader else (_DATE, _EQUALS)
     _class.yaml_implicit_resolvers = {
         first: [(tag, pattern) for tag, pattern in known if tag not in _others]
         for first, known in copy.copy(yaml.SafeLoader.yaml_implicit_resolvers).items()

@@ -223,10 +223,6 @@ def test_14_numbers_out_of_range_or_as_text_are_refused(file: Path, override: st
             "teacher.top_k: 9 is read by source: served, and source: offline with cache_format: top_k or",
         ),
         (["grid.teacher.top_k=[4, 9]"], "teacher.top_k: 4 is read by"),
-        (
-            ["teacher.source=online", "teacher.cache_format=top_k"],
-            "teacher.cache_format: 'top_k' is read by source: offline",
-        ),
         (["teacher.ema_decay=0.5"], "teacher.ema_decay: 0.5 is read by source: ema, and source is"),
     ],
 )

@@ -1,26 +1,26 @@
-"""Fields of the teacher that are given, and that no teacher of the experiment reads: its runs would be those without them."""
+"""Fields of the teacher that are given and that no teacher of the experiment reads: its runs would be those without."""
 
 from collections.abc import Callable, Iterable
 
 from distill_lit.config import ExperimentConfig, TeacherConfig, to_dict
-from distill_lit.teachers.registry import is_shipped_source
+from distill_lit.teachers import is_shipped_source
 from distill_lit.utils.exceptions import UserError
 
 
-def _is_offline(*formats: str) -> Callable[[TeacherConfig], bool]:
-    return lambda teacher: teacher.source == "offline" and (not formats or teacher.cache_format in formats)
+def _has_format(*formats: str) -> Callable[[TeacherConfig], bool]:
+    """Whether the cache has one of these formats: also where an override asks the teacher online, and leaves it unused."""
+    return lambda teacher: teacher.cache_format in formats
 
 
 READERS: dict[str, tuple[str, Callable[[TeacherConfig], bool]]] = {  # {field: (what reads it, in words; whether it does)}
-    "cache_format": ("source: offline", _is_offline()),
-    "hidden_layers": ("source: offline with cache_format: hidden_states", _is_offline("hidden_states")),
+    "hidden_layers": ("source: offline with cache_format: hidden_states", _has_format("hidden_states")),
     "top_k": (
         "source: served, and source: offline with cache_format: top_k or top_p",
-        lambda teacher: teacher.source == "served" or _is_offline("top_k", "top_p")(teacher),
+        lambda teacher: teacher.source == "served" or _has_format("top_k", "top_p")(teacher),
     ),
-    "top_p": ("source: offline with cache_format: top_p", _is_offline("top_p")),
-    "num_samples": ("source: offline with cache_format: sampled", _is_offline("sampled")),
-    "sampling_temperature": ("source: offline with cache_format: sampled", _is_offline("sampled")),
+    "top_p": ("source: offline with cache_format: top_p", _has_format("top_p")),
+    "num_samples": ("source: offline with cache_format: sampled", _has_format("sampled")),
+    "sampling_temperature": ("source: offline with cache_format: sampled", _has_format("sampled")),
     "ema_decay": ("source: ema", lambda teacher: teacher.source == "ema"),
 }
 

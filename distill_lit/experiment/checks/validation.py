@@ -155,7 +155,7 @@ def _values_by_key(points: Iterable[Mapping[str, Any]]) -> dict[str, set[str]]:
 
 
 def _check_reference(key: str, reference: str, config: ExperimentConfig) -> None:
-    """Raises UserError, naming the key, for a reference that is neither a model of `models` nor one to weights elsewhere."""
+    """Raises UserError, naming the key, for a reference to neither a model of `models` nor weights elsewhere."""
     known = (BASE_TEACHER, *config.models)
     if not reference or reference in known or reference.startswith(RUN_PREFIX):  # checked at each point
         return

@@ -166,7 +166,7 @@ def test_a_variable_that_is_not_set_or_secret_is_refused_before_anything_is_load
     assert "0123" not in str(refused.value)
     for value in (None, ""):
         monkeypatch.delenv("SCRATCH") if value is None else monkeypatch.setenv("SCRATCH", value)
-        with pytest.raises(UserError, match=r"^reference: '\$\{SCRATCH\}/teacher': .* variable SCRATCH is not set$"):
+        with pytest.raises(UserError, match=r"^teacher\.model: reference: '\$\{SCRATCH\}/teacher': .* SCRATCH is not set$"):
             check_experiment(load_experiment(file))
 
 
