@@ -83,7 +83,8 @@ class Distiller(L.LightningModule):
         self._held_out_targets = TargetCache()
         self._is_sharded = False
         self.gradient_norm: Tensor | None = None  # of the step that is being made, before clipping
-        self._trained: set[str] = set()  # names of parameters that a step, or a checkpoint, has changed
+        self._stepped: set[nn.Parameter] = set()  # what an optimizer step has changed
+        self._loaded: set[str] = set()  # names of what a checkpoint held
         self._total_steps, self._optimizer_factories = float("inf"), (optimizer, lr_scheduler)
         self.save_hyperparameters({"loss": self.loss.objective.facts(), "lr": lr, "vocab_size": vocab_size})
 
@@ -192,7 +193,7 @@ class Distiller(L.LightningModule):
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         optimizer.zero_grad()
         self.gradient_norm = None
-        self._trained |= {name for name, p in self.named_parameters(remove_duplicate=False) if p.requires_grad}
+        self._stepped.update(p for group in optimizer.param_groups for p in group["params"] if p.requires_grad)
 
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
@@ -206,14 +207,15 @@ class Distiller(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leaves out what is frozen and was never trained: under adapters, the adapters alone are saved. Adds the state of
         on-policy text."""
-        for name in frozen_weights(self).keys() - self._trained:
+        stepped = {name for name, p in self.named_parameters(remove_duplicate=False) if p in self._stepped}
+        for name in frozen_weights(self).keys() - stepped - self._loaded:
             checkpoint["state_dict"].pop(name, None)  # only the first rank has a whole one
         if self.on_policy_generator is not None:
             checkpoint["on_policy"] = self.on_policy_generator.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Puts back what was left out, as it is in the student just built, and the state of on-policy text."""
-        self._trained.update(checkpoint["state_dict"])
+        self._loaded.update(checkpoint["state_dict"])
         checkpoint["state_dict"] = {**frozen_weights(self), **checkpoint["state_dict"]}
         if self.on_policy_generator is not None:
             self.on_policy_generator.load_state_dict(checkpoint["on_policy"])

@@ -6,19 +6,18 @@ import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 from distill_lit.data.own_text import own_text_fingerprints
 from distill_lit.experiment.execution.run import OWN_TEXT, source_facts
 from distill_lit.experiment.planning.planned_run import Run
-from distill_lit.experiment.state.claims import is_claimed
+from distill_lit.experiment.state.claims import LEASE_NAME, is_claimed
 from distill_lit.experiment.state.completion import is_run_built, is_run_evaluated
 from distill_lit.experiment.state.run_state import STATE_NAME
 from distill_lit.training.tensorboard_summary import FINAL_FOLDER
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import TEMPORARY_PREFIX, read_mapping, write_json
 
-LEFT_BEHIND = ("lease*", STATE_NAME, "checkpoints", f"{TEMPORARY_PREFIX}*")  # of its worker there
+LEFT_BEHIND = (f"{LEASE_NAME}*", STATE_NAME, "checkpoints", f"{TEMPORARY_PREFIX}*")  # of its worker there
 
 
 def take_runs_of_others(runs: Iterable[Run], folder: Path, note: Callable[[str], None]) -> None:
@@ -28,10 +27,10 @@ def take_runs_of_others(runs: Iterable[Run], folder: Path, note: Callable[[str],
     known = _folders_of_others({run.fingerprint[:8] for run in missing}, folder)
     for run in missing:
         found = [path for path in known.get(run.fingerprint[:8], ()) if _is_same(run, path, folder)]
-        for place in sorted(found, key=lambda path: not is_run_evaluated(run, path))[:1]:
-            if _copy(place, folder / run.name):
-                _copy_final_point(run, place, folder)
-                note(f"{run.label}: taken from {place.parent.name}, which has the same run")
+        place = min(found, key=lambda path: not is_run_evaluated(run, path), default=None)
+        if place is not None and _copy(place, folder / run.name):
+            _copy_final_point(run, place, folder)
+            note(f"{run.label}: {_origin(place)}")
 
 
 def _folders_of_others(wanted: set[str], folder: Path) -> dict[str, list[Path]]:
@@ -59,20 +58,24 @@ def _is_same(run: Run, path: Path, folder: Path) -> bool:
 
 
 def _copy(place: Path, target: Path) -> bool:
-    """Copies the folder of a run; False where another driver has been faster."""
+    """Copies the folder of a run; False where another driver has been faster, whose folder `atomic_write_folder` would
+    replace."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f"{TEMPORARY_PREFIX}{target.name}.{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    shutil.copytree(place, temporary, ignore=shutil.ignore_patterns(*LEFT_BEHIND), copy_function=_link_or_copy)
-    manifest: dict[str, Any] = read_mapping(temporary / "manifest.json")
-    notes = [*manifest.get("notes", []), f"taken from {place.parent.name}, which has the same run"]
-    write_json(temporary / "manifest.json", manifest | {"notes": notes})
     try:
-        temporary.rename(target)
-    except OSError:
-        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.copytree(place, temporary, ignore=shutil.ignore_patterns(*LEFT_BEHIND), copy_function=_link_or_copy)
+        manifest = read_mapping(temporary / "manifest.json")
+        write_json(temporary / "manifest.json", manifest | {"notes": [*manifest.get("notes", []), _origin(place)]})
+        with contextlib.suppress(OSError):
+            temporary.rename(target)
+            return True
         return False
-    return True
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _origin(place: Path) -> str:
+    return f"taken from {place.parent.name}, which has the same run"
 
 
 def _copy_final_point(run: Run, place: Path, folder: Path) -> None:
