@@ -1,5 +1,6 @@
 """How training went: distance to the teacher and to the text on held-out rows, mean over seeds in their range."""
 
+import textwrap
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,7 @@ PANELS = (
     (IN_TRAINING_SCORE, "score above chance, mean of the tasks"),
 )
 MAX_END_LABELS = 12  # lines that are named at their ends; of more the legend tells
+MAX_TITLE_LETTERS = 48  # of a line above a panel
 LABEL_HEIGHT = 0.055  # of a panel
 
 
@@ -53,7 +55,7 @@ def curves_figure(scores: Scores, curves: pd.DataFrame) -> Any:
     known = [name for name, _ in PANELS if name in curves]
     if not trained or not known or not {"model", "step"} <= set(curves):
         return None
-    own = ", each on its own data" if has_different_validation_data(scores.results.runs) else ""
+    own = ", each on its own data" if _have_own_data(scores, trained) else ""
     whose = "its own teacher" if has_other_teacher(scores.results.runs) else "the teacher"
     with matplotlib.rc_context(MATPLOTLIB_RC):
         figure = Figure(figsize=(max(8.2, 3.6 * len(known)), 3.9), layout="constrained")
@@ -65,11 +67,17 @@ def curves_figure(scores: Scores, curves: pd.DataFrame) -> Any:
             _mark_stages(axes, scores, trained, bands)
             _name_ends(axes, scores, trained, bands, name)
             title = words.replace("the teacher", whose) + ("" if name == IN_TRAINING_SCORE else own)
-            axes.set_title(title, fontweight="normal", fontsize=9)
+            axes.set_title(textwrap.fill(title, MAX_TITLE_LETTERS), fontweight="normal", fontsize=9)
         add_figure_title(figure, curves_finding(scores))
         handles, names = panels[0].get_legend_handles_labels()
         figure.legend(handles, names, loc="outside lower center", ncols=3)
     return figure
+
+
+def _have_own_data(scores: Scores, groups: list[ModelGroup]) -> bool:
+    """Whether these models are validated on different text; others of the table, which made them, may be."""
+    runs = scores.results.runs
+    return has_different_validation_data(runs[runs["model"].isin([name for group in groups for name in group.models])])
 
 
 def _draw_lines(
@@ -168,7 +176,8 @@ def _teacher_name(scores: Scores, taught: list[ModelGroup], names: dict[str, str
     values = {dict(group.grid_point).get("grid.teacher") or validation_teacher(group, scores.results) for group in taught}
     if len(values) == 1 and (value := values.pop()):
         return value if value == "teacher" else f"teacher: {value}"
-    whose = "on the text of" if has_different_validation_data(scores.results.runs) else "of"
+    drawn = [group for group in scores.groups if group.label in names]
+    whose = "on the text of" if _have_own_data(scores, drawn) else "of"
     return f"{teacher_label(scores)} {whose} {join_words([names[group.label] for group in taught])}"
 
 

@@ -83,3 +83,21 @@ def test_curves_name_their_ends_the_teacher_and_the_border_of_stages(tmp_path: P
     pd.concat([corrected, runs]).to_csv(folder / "runs.csv", index=False)
     (axes,) = curves_figure(compute_scores(load_results(folder), FAST), curves).axes
     assert {text.get_text() for text in axes.texts} == {"d15", "teacher: corrected", "next stage"}
+
+
+def test_titles_speak_of_own_data_where_models_that_are_drawn_have_it(tmp_path: Path) -> None:
+    """A model that others are made from reads another text, and has no line; then so does the student without teacher."""
+    folder = build(tmp_path, documents=10, students={"d15": 0.8})
+    runs = pd.read_csv(folder / "runs.csv").assign(validation_data_fingerprint="one")
+    expert = runs.iloc[:1].assign(model="expert", role="derived", student="expert", validation_data_fingerprint="two")
+    curves = pd.DataFrame(
+        [(model, step, 4.0) for model in ("d15-distilled-0", "d15-ce_only-0") for step in (0, 10)],
+        columns=["model", "step", "validation/student_nll"],
+    )
+    pd.concat([expert, runs]).to_csv(folder / "runs.csv", index=False)
+    (axes,) = curves_figure(compute_scores(load_results(folder), FAST), curves).axes
+    assert axes.get_title("left") == "validation cross-entropy, nats per token"
+    runs.loc[runs["role"] == "ce_only", "validation_data_fingerprint"] = "two"
+    runs.to_csv(folder / "runs.csv", index=False)
+    (axes,) = curves_figure(compute_scores(load_results(folder), FAST), curves).axes
+    assert axes.get_title("left").split("\n") == ["validation cross-entropy, nats per token, each", "on its own data"]
