@@ -24,7 +24,6 @@ from distill_lit.config.training import check_lr_schedule
 from distill_lit.evaluation.probe_corpora import check_probes
 from distill_lit.evaluation.tasks import check_tasks
 from distill_lit.experiment.checks.export_checks import check_adaptive_fraction, check_export
-from distill_lit.experiment.checks.unread_fields import check_unread_teacher_fields
 from distill_lit.experiment.estimates.strategy import check_strategy
 from distill_lit.experiment.execution.devices import num_devices, share_gpus, visible_gpus
 from distill_lit.experiment.launcher.slurm.checks import check_slurm_config
@@ -45,6 +44,7 @@ from distill_lit.teachers import (
     teacher_capabilities,
     teacher_source,
 )
+from distill_lit.teachers.unread_fields import check_unread_teacher_fields
 from distill_lit.training.feature_alignment import check_teacher_supports_features
 from distill_lit.training.loggers import check_loggers
 from distill_lit.utils import hardware

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 
 from distill_lit.config import ExperimentConfig, TeacherConfig, to_dict
-from distill_lit.teachers import is_shipped_source
+from distill_lit.teachers.registry import is_shipped_source
 from distill_lit.utils.exceptions import UserError
 
 
