@@ -11,7 +11,7 @@ import pandas as pd
 from distill_lit.utils.files import fingerprint
 
 Meta = dict[str, dict[str, Any]]
-SUMMED = ("n", "n_total", "truncated", "tokens_forwarded", "elapsed_s")
+SUMMED = ("n", "n_total", "truncated", "tokens_forwarded", "elapsed_s", "float32_documents", "float32_other_answers")
 SAME = ("metric", "num_fewshot", "limit", "seed", "apply_chat_template", "dtype", "eval_split", "official_split",
         "lm_eval_version",
         "version", "harness", "fallback", "higher_is_better")  # fmt: skip

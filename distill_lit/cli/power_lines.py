@@ -21,8 +21,10 @@ def print_power(planned: PlannedPower, limit: int, console: Console) -> None:
         f"without the teacher ({power.power:.0%} power{after}; {documents} documents on each of {tasks}, {seeds})"
     ]
     if power.covers_seeds:
-        documents_only, seeds_only = format_points(power.documents_only), format_points(power.seeds_only)
-        lines.append(f"  {documents_only} with many more seeds, {seeds_only} with many more documents")
+        with_documents = f"{format_points(power.seeds_only)} with many more documents"
+        if not power.seeds_only:
+            with_documents = "the records show no difference between seeds that many more documents would leave"
+        lines.append(f"  {format_points(power.documents_only)} with many more seeds, {with_documents}")
     else:
         lines.append("  other documents only: with one seed, or records of one, another seed may differ by more")
     lines.append(f"  by the variances in {planned.records}{_reservations(planned)}")

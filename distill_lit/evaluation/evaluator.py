@@ -21,6 +21,7 @@ from distill_lit.evaluation.cache import (
     to_frames,
     write_cached_evaluation,
 )
+from distill_lit.evaluation.float32_check import LOW_PRECISION, Float32Check, differs_too_much
 from distill_lit.evaluation.gold_answers import check_gold
 from distill_lit.evaluation.lm_eval_patches import isolated_random_state, quiet_lm_eval
 from distill_lit.evaluation.sandbox import evaluate_in_sandbox
@@ -207,6 +208,7 @@ def _evaluate_missing(
     from distill_lit.evaluation.prefix_tree_lm import load_prefix_tree_lm
 
     lm: PrefixTreeLM | None = None
+    check = Float32Check(folder, settings, device) if settings.dtype in LOW_PRECISION else None
     for spec in missing:
         key = keys[spec.name]
         with lock_cached_evaluation(key):
@@ -216,11 +218,29 @@ def _evaluate_missing(
                     with isolated_random_state():
                         check_gold(spec, load_task(spec))  # before a model is loaded
                     lm = load_prefix_tree_lm(folder, settings, device)
-                write_cached_evaluation(key, *evaluate_task(lm, spec, settings, progress_callback))
+                write_cached_evaluation(key, *_evaluate_checked(lm, spec, settings, progress_callback, check))
                 entry = read_cached_evaluation(key)
         if entry is None:
             raise OSError(f"evaluation of {spec.name!r} could not be read back after it was stored")
         entries[spec.name] = entry
+
+
+def _evaluate_checked(
+    lm: "PrefixTreeLM",
+    spec: TaskSpec,
+    settings: EvaluationConfig,
+    progress_callback: ProgressCallback | None,
+    check: Float32Check | None,
+) -> tuple[Rows, dict[str, Any]]:
+    """`evaluate_task`, in float32 where the settings' own number format makes another model of this one."""
+    rows, meta = evaluate_task(lm, spec, settings, progress_callback, check)
+    if check is None or not differs_too_much(meta):
+        return rows, meta
+    log.warning(
+        "task %s: log-likelihoods in %s differ by %.2g nats per token from float32's; it is evaluated in float32",
+        spec.name, settings.dtype, meta["float32_difference"],
+    )  # fmt: skip
+    return evaluate_task(check.reference, spec, check.settings, progress_callback)
 
 
 def evaluate_loaded(

@@ -6,9 +6,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from distill_lit.config.evaluation import EvaluationConfig
-from distill_lit.evaluation.cache import (
-    effective_seed,
-)
+from distill_lit.evaluation.cache import effective_seed
+from distill_lit.evaluation.float32_check import COMPARABLE, Float32Check
 from distill_lit.evaluation.generative_metrics import answer_columns
 from distill_lit.evaluation.gold_answers import check_choices, check_gold
 from distill_lit.evaluation.lm_eval_patches import isolated_random_state
@@ -30,9 +29,13 @@ Rows = list[dict[str, Any]]
 
 
 def evaluate_task(
-    lm: "PrefixTreeLM", spec: TaskSpec, settings: EvaluationConfig, progress_callback: ProgressCallback | None = None
+    lm: "PrefixTreeLM",
+    spec: TaskSpec,
+    settings: EvaluationConfig,
+    progress_callback: ProgressCallback | None = None,
+    float32_check: Float32Check | None = None,
 ) -> tuple[Rows, dict[str, Any]]:
-    """(rows, meta) of one task, computed now."""
+    """(rows, meta) of one task, computed now; meta has what `float32_check` found, if it is given."""
     from lm_eval.evaluator import evaluate
 
     require_chat_template(settings, lm.tokenizer, "this model")
@@ -65,17 +68,21 @@ def evaluate_task(
             confirm_run_unsafe_code=spec.unsafe_code,
             fewshot_as_multiturn=settings.apply_chat_template,
         )
-        rows = make_rows(task, results["samples"][spec.name], lm.token_counts, lm.token_logprobs)
+        samples = results["samples"][spec.name]
+        rows = make_rows(task, samples, lm.token_counts, lm.token_logprobs)
+        compared = {}
+        if float32_check and rows and task.OUTPUT_TYPE in COMPARABLE:
+            compared = float32_check.compare(lm.model, [s for s in samples if s["filter"] == samples[0]["filter"]], rows)
         if spec.generation:
             rows = [row | facts for row, facts in zip(rows, answer_columns(task, lm.answers), strict=True)]
     hidden = sum(not has_gold(task, documents[number]) for number in doc_indices)
     if hidden:
         log.warning("task %s: %d of %d documents without a known right answer count as wrong", spec.name, hidden, len(rows))
     counts = {"n_total": total, "n": len(rows), "elapsed_s": round(time.monotonic() - started, 3)}
-    filters = list(dict.fromkeys(sample["filter"] for sample in results["samples"][spec.name]))
+    filters = list(dict.fromkeys(sample["filter"] for sample in samples))
     scores = {"filter": filters[0], "filters": filters, "lm_eval_results": _scores(results["results"][spec.name])}
     asked = {**_settings(spec, settings, rows), "metric": primary_metric(task)}
-    facts = {**asked, **counts, **scores, **_compute_meta(lm, task)}
+    facts = {**asked, **counts, **scores, **compared, **_compute_meta(lm, task)}
     return rows, {**facts, "higher_is_better": bool(task.higher_is_better().get(facts["metric"], True))}
 
 

@@ -87,11 +87,20 @@ def evaluation_settings_notes(scores: Scores) -> list[str]:
     q = scores.analysis.confidence_level
     return [
         f"Evaluated with {', '.join(shared)}.",
+        *_float32_notes(scores),
         *_exceptions(scores, settings),
         f"Tasks: {'; '.join(tasks)}.",
         *_probe_notes(scores),
         f"Intervals {q:.0%}: crossed variance of documents (by passage) and seeds; Wilson and Newcombe for single models.",
     ]
+
+
+def _float32_notes(scores: Scores) -> list[str]:
+    """One line where answers in a lower precision were asked again in float32."""
+    known = [facts for model in scores.results.settings_by_model.values() for facts in model.values()]
+    asked = sum(facts.get("float32_documents", 0) for facts in known)
+    others = sum(facts.get("float32_other_answers", 0) for facts in known)
+    return [f"Of {asked} answers that were asked again in float32, {others} differ."] if asked else []
 
 
 def _probe_notes(scores: Scores) -> list[str]:

@@ -1,6 +1,7 @@
 """What a plan can decide: which records it goes by, documents, seeds and comparisons of the plan, and how it is said."""
 
 import argparse
+import dataclasses
 import io
 import json
 from pathlib import Path
@@ -111,3 +112,11 @@ def test_the_lines_warn_where_nothing_can_be_decided(tmp_path: Path) -> None:
     assert "decides: differences of at least" in many
     assert "warning" not in many
     assert "teacher is at chance on winogrande, not averaged" in many
+
+
+def test_records_without_a_difference_between_seeds_promise_nothing(tmp_path: Path) -> None:
+    alike = {task: dataclasses.replace(variances, seeds=0.0) for task, variances in VARIANCES.items()}
+    leave_records(tmp_path, "other", alike)
+    found = said(tmp_path)
+    assert "with many more seeds, the records show no difference between seeds" in found
+    assert "0.0 with" not in found

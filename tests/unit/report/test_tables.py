@@ -383,6 +383,17 @@ def test_the_tasks_of_a_benchmark_are_one_task(tmp_path: Path) -> None:
     assert np.isfinite(lacking.raw[1, student])
 
 
+def test_answers_asked_again_in_float32_are_counted_below_the_table(tmp_path: Path) -> None:
+    results = load_results(build(tmp_path))
+    scores = compute_scores(results, FAST)
+    assert "asked again" not in "\n".join(evaluation_footnotes(scores))
+    for number, tasks in enumerate(results.settings_by_model.values()):
+        next(iter(tasks.values())).update(float32_documents=8, float32_other_answers=number % 2)
+    models = len(results.settings_by_model)
+    expected = f"Of {8 * models} answers that were asked again in float32, {models // 2} differ."
+    assert expected in evaluation_footnotes(scores)
+
+
 def undecided(value: float, expect: str, endpoint: Endpoint = ACCURACY_ENDPOINT, **facts: object) -> HypothesisTest:
     """A test that found `value`, where differences of 0.02 matter."""
     hypothesis = HypothesisConfig(claim="c", expect=expect)  # type: ignore[arg-type]
