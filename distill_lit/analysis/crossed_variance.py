@@ -205,10 +205,13 @@ def satterthwaite(parts: Sequence[Component], variance: float) -> float:
     return variance**2 / spread if spread > 0 else float("inf")
 
 
-def crossed_estimate(tasks: Sequence[TaskValues], pooled_seeds: Sequence[Component] = ()) -> CrossedEstimate:
+def crossed_estimate(
+    tasks: Sequence[TaskValues], pooled_seeds: Sequence[Component] = (), lone_seeds: float = 1.0
+) -> CrossedEstimate:
     """The sum over tasks, which have documents of their own and share their seeds. NaN without tasks or with NaN values.
 
     pooled_seeds: the seeds' parts where they are known from more models than these (`pooled_seeds.pooled_seeds`).
+    lone_seeds: how many times that is with the seeds of students that have one (`pooled_seeds.lone_seeds`).
     """
     if not tasks or any(not block.size or np.isnan(block).any() for task in tasks for block in task.blocks):
         return NONE
@@ -225,8 +228,9 @@ def crossed_estimate(tasks: Sequence[TaskValues], pooled_seeds: Sequence[Compone
     fewest = min(block.shape[1] for block in tasks[0].blocks)
     if not seed_parts:
         return CrossedEstimate(float(value), documents, NOT_KNOWN, NOT_KNOWN, fewest)
-    parts = tuple(pooled_seeds or seed_parts)
+    parts = tuple(Component(lone_seeds * part.variance, part.df) for part in pooled_seeds or seed_parts)
     interaction = sum_components(interactions)
+    interaction = Component(lone_seeds * interaction.variance, interaction.df)  # which documents hold of lone ones too
     return CrossedEstimate(float(value), documents, sum_components(parts), interaction, fewest, parts)
 
 

@@ -24,7 +24,7 @@ from distill_lit.analysis.endpoints import (
     probe_scores,
     question_scores,
 )
-from distill_lit.analysis.pooled_seeds import pooled_seeds
+from distill_lit.analysis.pooled_seeds import lone_seeds, pooled_seeds
 from distill_lit.analysis.results import has_different_validation_data, has_several_teachers
 from distill_lit.analysis.scores import Contrast, Scores
 from distill_lit.analysis.significance import REPLICATE_TOLERANCE, Interval, holm
@@ -211,7 +211,9 @@ def _validation_estimate(scores: Scores, contrast: Contrast, column: str) -> Cro
         return CrossedEstimate(value, NOT_KNOWN, NOT_KNOWN, NOT_KNOWN, 1)
     none = Component(0.0, float("inf"))
     own = Component(sum(float(block.var(ddof=1)) / block.shape[1] for block in blocks), seeds - 1)
-    parts = pooled_seeds(scores, contrast, lambda: values[0]) or (own,)
+    lone = lone_seeds(scores, contrast)
+    found = pooled_seeds(scores, contrast, lambda: values[0]) or (own,)
+    parts = tuple(Component(lone * part.variance, part.df) for part in found)
     return CrossedEstimate(value, none, sum_components(parts), none, seeds, parts)
 
 

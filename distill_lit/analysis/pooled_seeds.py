@@ -49,6 +49,15 @@ def pooled_seeds(scores: "Scores", contrast: "Contrast", model_means: Callable[[
     return _parts(table, np.array([seeded.get(g, 0.0) for g in family]))
 
 
+def lone_seeds(scores: "Scores", contrast: "Contrast") -> float:
+    """By how much the variance between seeds of Σ weight · group grows by its trained students that have one seed, where
+    others have several: theirs is not seen, and taken to be that of the others."""
+    groups = [(scores.groups[g], weight**2) for g, weight in contrast.items()]
+    several = sum(square / len(group.models) for group, square in groups if len(group.models) > 1)
+    lone = sum(square for group, square in groups if len(group.models) == 1 and group.role in TRAINED_ROLES)
+    return 1 + lone / several if several else 1.0
+
+
 def _stands_out(table: FloatArray, number: int) -> bool:
     """Whether the seeds of a student differ more, beside what all have in common, than chance lets them. table: (G, 2)."""
     change = table[:, 1] - table[:, 0]

@@ -82,11 +82,12 @@ def detectable_difference(
     """
     known = [variances[task] for task in documents if task in variances] or list(variances.values())
     typical = _mean_variances(known)
-    weight, seed_variance, mixed, parts = 1 / len(documents), 0.0, 0.0, []
+    weight, seed_variance, mixed, parts, lasting = 1 / len(documents), 0.0, 0.0, [], 0.0
     for task, n in documents.items():
         own = variances.get(task, typical)
         mixed += weight**2 * own.interaction / n / num_seeds
         parts.append(Component(weight**2 * (own.documents + own.interaction / num_seeds) / n, max(n - 1, 1)))
+        lasting += weight**2 * own.documents / n
         seed_variance += weight**2 * (own.seeds if np.isfinite(own.seeds) else typical.seeds) / num_seeds
     documents_part, nothing = sum_components(parts), Component(0.0, float("inf"))
     covers_seeds = num_seeds > 1 and bool(np.isfinite(seed_variance))
@@ -98,7 +99,7 @@ def detectable_difference(
         alone = CrossedEstimate(0.0, nothing, Component(seed_variance, seed_df), nothing, num_seeds)
         seeds_only = alone.detectable(level, power)
     whole = CrossedEstimate(0.0, documents_part, seeds_part, rest, num_seeds)
-    many = CrossedEstimate(0.0, Component(documents_part.variance, float("inf")), NOT_KNOWN, NOT_KNOWN, num_seeds)
+    many = CrossedEstimate(0.0, Component(lasting, float("inf")), NOT_KNOWN, NOT_KNOWN, num_seeds)
     return Power(
         whole.detectable(level, power), many.detectable(level, power), seeds_only, covers_seeds,
         tuple(task for task in documents if task not in variances), power, alpha,

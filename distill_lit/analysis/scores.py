@@ -17,7 +17,7 @@ from distill_lit.analysis.array_types import FloatArray
 from distill_lit.analysis.bootstrap import multiplier_draws
 from distill_lit.analysis.crossed_variance import NONE, CrossedEstimate, TaskValues, cluster_sums, crossed_estimate
 from distill_lit.analysis.model_groups import ModelGroup, groups_of
-from distill_lit.analysis.pooled_seeds import pooled_seeds
+from distill_lit.analysis.pooled_seeds import lone_seeds, pooled_seeds
 from distill_lit.analysis.response_matrix import ResponseMatrices, TaskResponses, build_response_matrices
 from distill_lit.analysis.results import Results
 from distill_lit.analysis.significance import Interval
@@ -116,7 +116,8 @@ class Scores:
 
         if not parts:
             return NONE
-        return crossed_estimate(parts, pooled_seeds(self, contrast, lambda: self.model_means(dict.fromkeys(numbers, ...))))
+        seeds = pooled_seeds(self, contrast, lambda: self.model_means(dict.fromkeys(numbers, ...)))
+        return crossed_estimate(parts, seeds, lone_seeds(self, contrast))
 
     def model_means(self, inside: Mapping[int, NDArray[np.bool_] | EllipsisType]) -> FloatArray:
         """(models,) centered score of each model, mean over tasks. inside: {task: which of its documents, or all}."""
@@ -134,7 +135,8 @@ class Scores:
         """A task's metric of group `first`, less that of `second`."""
         task, contrast = self.responses.tasks[t], difference_of(first, second)
         values = TaskValues(self.blocks(task.correct, contrast), task.clusters, unit=float(task.is_binary))
-        return crossed_estimate([values], pooled_seeds(self, contrast, lambda: task.correct.mean(axis=0)))
+        seeds = pooled_seeds(self, contrast, lambda: task.correct.mean(axis=0))
+        return crossed_estimate([values], seeds, lone_seeds(self, contrast))
 
     def is_single_pair(self, first: int, second: int) -> bool:
         """Whether two groups are single models, of which only documents can be drawn again."""

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from distill_lit.analysis.array_types import FloatArray
 from distill_lit.analysis.crossed_variance import NONE, CrossedEstimate, TaskValues, crossed_estimate, mean_inside
 from distill_lit.analysis.document_axes import DocumentAxis
-from distill_lit.analysis.pooled_seeds import pooled_seeds
+from distill_lit.analysis.pooled_seeds import lone_seeds, pooled_seeds
 from distill_lit.analysis.retention import MIN_RETENTION_BASELINE
 from distill_lit.analysis.scores import Scores, difference_of
 
@@ -71,7 +71,7 @@ class AxisStrata:
         if not parts:
             return NONE
         means = partial(self._model_means, weights, dict.fromkeys(weights, 1.0))
-        return crossed_estimate(parts, pooled_seeds(self.scores, contrast, means))
+        return crossed_estimate(parts, pooled_seeds(self.scores, contrast, means), lone_seeds(self.scores, contrast))
 
     def _model_means(self, weights: Weights, base: Mapping[int, float]) -> FloatArray:
         """(models,) of each model Σ weight · mean of the stratum / base of the stratum, mean over tasks."""
@@ -123,8 +123,9 @@ class AxisStrata:
             count = len(by_stratum[next(iter(weights))])
             mixed = tuple(self._mixed(t, weights, {s: by_stratum[s][b] for s in weights}) for b in range(count))
             parts.append(TaskValues(mixed, task.clusters, 1 / len(tasks)))
-        seeds = pooled_seeds(self.scores, difference_of(first, second), partial(self._model_means, weights, base))
-        return replace(crossed_estimate(parts, seeds), value=values[0] - sum(values[1:]))
+        contrast = difference_of(first, second)
+        seeds = pooled_seeds(self.scores, contrast, partial(self._model_means, weights, base))
+        return replace(crossed_estimate(parts, seeds, lone_seeds(self.scores, contrast)), value=values[0] - sum(values[1:]))
 
 
 def axis_strata(scores: Scores, axis: DocumentAxis, codes: pd.Series) -> AxisStrata:

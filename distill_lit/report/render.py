@@ -31,6 +31,7 @@ from distill_lit.report.formats.table import Table, to_csv
 from distill_lit.report.loss_report import loss_report_frame, loss_report_markdown, tail_answer
 from distill_lit.report.loss_statement import calibration_finding
 from distill_lit.report.paper.pivot import write_pivot_files
+from distill_lit.report.primary_endpoint import primary_outcome
 from distill_lit.report.summary import finding
 from distill_lit.report.tables.endpoints import endpoint_name, endpoint_sentence, endpoint_table
 from distill_lit.report.tables.footnotes import sample_limit_notes
@@ -198,6 +199,7 @@ def write_summary_json(folder: Path, result: ReportBundle) -> Path:
         "headline": result.headline,
         "verdict": result.verdict,
         **verdict_numbers(result.students),
+        "outcome": primary_outcome(result.scores, result.endpoint_frame, result.students),
         "hypotheses": {one.test.name: one.test.outcome for one in result.hypotheses},
         "tasks": result.scores.tasks,
         "models": sum(len(group.models) for group in result.scores.groups),

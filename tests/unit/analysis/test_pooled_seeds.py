@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from distill_lit.analysis.axis_tests import axis_tests
-from distill_lit.analysis.pooled_seeds import pooled_seeds
+from distill_lit.analysis.pooled_seeds import lone_seeds, pooled_seeds
 from distill_lit.analysis.scores import Scores, difference_of
 from distill_lit.analysis.strata import AxisStrata
 from distill_lit.analysis.worst_group import _tested
@@ -36,6 +36,28 @@ def test_two_seeds_have_the_spread_of_all_trained_students(simulation: ModuleTyp
     assert scores.task_estimate(0, trained[0], trained[1]).seeds == found
     teacher = scores.teacher  # has no seeds, and changes nothing
     assert pooled_seeds(scores, difference_of(trained[0], teacher), lambda: means) == alone
+
+
+def test_a_student_of_one_seed_varies_as_those_of_several_do(simulation: ModuleType) -> None:
+    """As where its other runs failed: of a difference to one of three seeds, σ²/3 is seen and σ² is not."""
+    answers = [(np.random.default_rng(4).random((90, 8)) < 0.6).astype(float)]
+    groups = [("teacher", "", 1), ("untrained", "", 1), ("ce_only", "a", 3), ("distilled", "a", 1), ("distilled", "b", 2)]
+    scores = simulation.simulated_scores(answers, groups)
+    teacher, untrained, three, one, two = (
+        next(g for g, group in enumerate(scores.groups) if (group.role, len(group.models)) == (role, seeds))
+        for role, _, seeds in groups
+    )
+    assert lone_seeds(scores, difference_of(three, one)) == pytest.approx(1 + 1 / (1 / 3))
+    assert lone_seeds(scores, {three: 0.5, two: 0.5, one: -1.0}) == pytest.approx(1 + 1 / (0.25 / 3 + 0.25 / 2))
+    without_seeds = [difference_of(three, teacher), difference_of(three, untrained), difference_of(one, teacher)]
+    assert [lone_seeds(scores, contrast) for contrast in (*without_seeds, {three: 1.0})] == [1.0] * 4
+    task = scores.responses.tasks[0]
+    own = task.correct[:, scores.columns_by_seed(three)].mean(axis=0)
+    for found in (scores.task_estimate(0, three, one), scores.task_estimate(0, one, three)):
+        assert found.seeds.variance == pytest.approx(4 * own.var(ddof=1) / 3)
+        assert found.seeds.df == 2
+    alone = scores.task_estimate(0, three)
+    assert scores.task_estimate(0, three, one).interaction.variance == pytest.approx(4 * alone.interaction.variance)
 
 
 def by_seed(scores: Scores, value: Callable[[np.ndarray], float]) -> np.ndarray:

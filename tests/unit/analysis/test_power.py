@@ -28,10 +28,16 @@ def test_one_seed_is_decided_by_documents_alone() -> None:
 def test_documents_and_seeds_by_hand() -> None:
     variances = {"a": TaskVariances(0.3, 0.1, 0.0008), "b": TaskVariances(0.5, 0.1, 0.0008)}
     found = detectable_difference(variances, {"a": 100, "b": 400}, num_seeds=50)
-    of_documents = (0.302 / 100 + 0.502 / 400) / 4
-    assert found.documents_only == pytest.approx(Z * of_documents**0.5)
-    total = of_documents + 2 * 0.0008 / 50 / 4
+    total = (0.302 / 100 + 0.502 / 400 + 2 * 0.0008 / 50) / 4
     assert found.difference == pytest.approx(Z * total**0.5, rel=0.02)  # so many seeds are nearly normal
+
+
+def test_many_more_seeds_leave_what_all_of_them_have_of_a_document() -> None:
+    variances = {"a": TaskVariances(0.3, 0.6, 0.0008), "b": TaskVariances(0.5, 0.6, 0.0008)}
+    found = detectable_difference(variances, {"a": 100, "b": 400}, num_seeds=2)
+    assert found.documents_only == pytest.approx(Z * ((0.3 / 100 + 0.5 / 400) / 4) ** 0.5)
+    more = detectable_difference(variances, {"a": 100, "b": 400}, num_seeds=100_000)
+    assert found.documents_only == pytest.approx(more.difference, rel=0.02)  # which has Student's quantiles
 
 
 def test_twenty_documents_decide_nothing_and_more_comparisons_need_more() -> None:

@@ -27,7 +27,7 @@ from distill_lit.report.loss_report import loss_report_frame, loss_report_markdo
 from distill_lit.report.loss_statement import larger_or_smaller, loss_statement
 from distill_lit.report.model_card import model_card_sections
 from distill_lit.report.number_format import format_points
-from distill_lit.report.primary_endpoint import primary_headline
+from distill_lit.report.primary_endpoint import primary_headline, primary_outcome
 from distill_lit.report.summary import finding, headline, verdict
 from distill_lit.report.tables import efficiency_claim
 from distill_lit.report.tables.answer import leave_one_out_table, pair_table, task_signal_table
@@ -599,6 +599,11 @@ def test_a_declared_endpoint_answers_first(result: ReportBundle) -> None:
             f"By bits per byte (less is better), declared {when}, the teacher did not help, it harmed: "
         )
     assert primary_headline(result.scores, frame, result.students) == ""  # accuracy is declared
+    assert primary_outcome(declared, frame, result.students) == HELPED
+    assert primary_outcome(declared, worse, result.students) == HARMED
+    assert primary_outcome(declared, frame.assign(ce_only_p_adjusted=0.9), result.students) == NOT_SHOWN
+    assert primary_outcome(declared, frame.assign(is_primary=False), result.students) == UNKNOWN
+    assert primary_outcome(result.scores, worse, result.students) == outcome(result.students)
     said = endpoint_sentence(result.scores, frame.assign(is_primary=frame["endpoint"] == "accuracy"))
     assert said.startswith("Other endpoints (significant after Holm, of 4 students): ")
     assert said.endswith("bits per byte 1 better.")
