@@ -477,6 +477,14 @@ def test_accumulated_batches_of_student_text_count_alike(
             )
             for change in ("on_policy.temperature=0.7", "on_policy.top_p=0.9", "on_policy.replay_buffer_size=2")
         ),
+        (
+            [
+                "teacher.source=online",
+                "objective.terms.kl={kind: policy_gradient_reverse_kl, temperature: 2.0}",
+                "on_policy.fraction=1",
+            ],
+            "objective.terms.kl.temperature: policy_gradient_reverse_kl compares .* leave it at 1",
+        ),
     ],
 )
 def test_bad_input_is_refused(changes: list[str], words: str) -> None:
