@@ -64,7 +64,7 @@ class OnPolicyGenerator:
         if config.teacher_mix_fraction and teacher_model is None:
             raise UserError("on_policy.teacher_mix_fraction: the teacher takes part in writing; give teacher_model=")
         if config.replay_buffer_size and max_steps < 1:
-            raise UserError("on_policy.replay_buffer_size: replay fades over the training; give max_steps=, its steps")
+            raise UserError("on_policy.replay_buffer_size: replay grows over the training; give max_steps=, its steps")
         self.config, self.eos_token_ids, self.vocab_size, self.teacher_model = (
             config,
             eos_token_ids,
@@ -114,8 +114,8 @@ class OnPolicyGenerator:
         draw = np.random.default_rng([self.seed, step, part])
         if draw.random() >= self.fraction:
             return None
-        # replay fades: at the end every text is new (Ko et al. 2024, 2402.03898 §3.2)
-        if len(self._replay_buffer) == self.config.replay_buffer_size > 0 and draw.random() < 1 - step / self.max_steps:
+        # new texts become rare, as in the code of Ko et al. 2024 (DistiLLM), 2402.03898: it is early that the student changes fast
+        if len(self._replay_buffer) == self.config.replay_buffer_size > 0 and draw.random() < step / self.max_steps:
             kept = self._replay_buffer[int(draw.integers(len(self._replay_buffer)))]
             # what wrote it had other weights than the student has now
             names = [name for name in kept if name != ENGINE_LOGPROBS]

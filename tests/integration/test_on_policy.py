@@ -191,14 +191,15 @@ def test_a_mixture_is_one_of_two_distributions_over_the_same_tokens(tiny_teacher
     assert (found[VOCABULARY:] == -torch.inf).all()
 
 
-def test_texts_are_replayed_ever_less_often(tiny_teacher: Path, prepared: data.PreparedData) -> None:
+def test_texts_are_replayed_ever_more_often(tiny_teacher: Path, prepared: data.PreparedData) -> None:
     batch, student = make_batch(prepared.train, np.arange(1), 1), load_model(tiny_teacher)
     text = OnPolicyGenerator(
         OnPolicyConfig(fraction=1.0, max_new_tokens=2, replay_buffer_size=3), [2], VOCABULARY, None, 0, max_steps=200
     )
     replayed = [text.maybe_generate(batch, student, step, 0)[1]["replayed"] for step in range(200)]
     assert sum(replayed[:3]) == 0  # nothing to replay yet
-    assert sum(replayed[3:60]) > 2 * sum(replayed[140:])
+    assert sum(replayed[140:]) > 2 * sum(replayed[:60])  # a share of t / T: 51 and 9 on average
+    assert replayed[199] == 1
     (kept,) = text.state_dict()["replay_buffer"]
     assert len(kept) == 3
 
@@ -375,7 +376,7 @@ def test_every_rank_draws_and_keeps_text_of_its_own(
     for rank, text in enumerate(texts):
         monkeypatch.setattr("distill_lit.training.on_policy.get_rank", lambda rank=rank: rank)
         text.load_state_dict(torch.load(path, weights_only=True)["on_policy"])
-    replayed = [text.maybe_generate(make_batch(prepared.train, np.arange(1), 1), None, 0, 0) for text in texts]
+    replayed = [text.maybe_generate(make_batch(prepared.train, np.arange(1), 1), None, 10, 0) for text in texts]
     assert any(torch.equal(replayed[0][0]["input_ids"], batch["input_ids"]) for batch in one)
     assert any(torch.equal(replayed[1][0]["input_ids"], batch["input_ids"]) for batch in other)
 
@@ -386,7 +387,7 @@ def test_text_is_replayed_where_the_batch_is(tiny_teacher: Path, prepared: data.
     text = writer(OnPolicyConfig(fraction=1.0, max_new_tokens=2, replay_buffer_size=1))
     text.maybe_generate(batch, student, 0, 0)
     text.load_state_dict(text.state_dict())
-    replayed, facts = text.maybe_generate({name: value.to("meta") for name, value in batch.items()}, student, 0, 1)
+    replayed, facts = text.maybe_generate({name: value.to("meta") for name, value in batch.items()}, student, 10, 1)
     assert facts["replayed"] == 1
     assert {value.device.type for value in replayed.values()} == {"meta"}
 
