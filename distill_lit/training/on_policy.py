@@ -114,7 +114,7 @@ class OnPolicyGenerator:
         draw = np.random.default_rng([self.seed, step, part])
         if draw.random() >= self.fraction:
             return None
-        # new texts become rare, as in the code of Ko et al. 2024 (DistiLLM), 2402.03898: it is early that the student changes fast
+        # new texts become rare, as in the code of Ko et al. 2024 (DistiLLM), 2402.03898: early the student changes fast
         if len(self._replay_buffer) == self.config.replay_buffer_size > 0 and draw.random() < step / self.max_steps:
             kept = self._replay_buffer[int(draw.integers(len(self._replay_buffer)))]
             # what wrote it had other weights than the student has now
@@ -213,7 +213,7 @@ class OnPolicyGenerator:
 
 
 class _TeacherMix(LogitsProcessor):  # type: ignore[misc]
-    """Draws from α · teacher + (1 − α) · student, token by token. Gu et al. 2023, 2306.08543 §2.2.
+    """Teacher-mixed sampling: draws from α · teacher + (1 − α) · student, token by token. MiniLLM, 2306.08543 §2.2.
 
     The teacher keeps a cache of its own."""
 
