@@ -1,5 +1,6 @@
 """Text that the student writes while it trains: what becomes of a batch, the mixture with the teacher, replay, resuming."""
 
+import functools
 import json
 import time
 from collections.abc import Callable
@@ -162,6 +163,29 @@ def test_the_mixture_is_drawn_from_and_the_teacher_sees_what_the_student_sees(ti
             mixed = 0.4 * p + 0.6 * q
             assert token == int(mixed.argmax())
             assert text.logprobs[i] == pytest.approx(float(q[token].log()), abs=1e-3)  # the student's own
+
+
+def test_a_teacher_that_writes_otherwise_with_a_cache_is_mixed_in_without(
+    tiny_teacher: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    student, teacher = new_student(tiny_teacher).eval(), load_model(tiny_teacher)
+    cached = teacher.forward
+
+    @functools.wraps(cached)
+    def forward(*args: Any, use_cache: bool = False, **inputs: Any) -> Any:
+        output = cached(*args, use_cache=use_cache, **inputs)
+        output.logits = output.logits * (-1 if use_cache else 1)
+        return output
+
+    monkeypatch.setattr(teacher, "forward", forward)
+    (text,) = generate_batch(
+        student, [[5, 9, 40]], [2], SamplingParams(0.0, 1.0, 4), 0, [_TeacherMix(teacher, 0.9, VOCABULARY)]
+    )
+    for i, token in enumerate(text.token_ids):
+        ids = torch.tensor([[5, 9, 40, *text.token_ids[:i]]])
+        with torch.no_grad():
+            p, q = (model(ids, use_cache=False).logits[0, -1].softmax(-1) for model in (teacher, student))
+        assert token == int((0.9 * p + 0.1 * q).argmax())
 
 
 @pytest.mark.parametrize("mix", [0.0, 0.4])
