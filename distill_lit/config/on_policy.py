@@ -28,7 +28,8 @@ class OnPolicyConfig:
     replay_buffer_size: Count = Field(
         default=0,
         ge=0,
-        description="batches of student text kept and read again, ever less often; 0: each is read once",
+        description="batches of student text kept and read again, once they are so many: ever more often in place of new "
+        "ones (DistiLLM); 0: each is read once",
     )
 
 

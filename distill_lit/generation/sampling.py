@@ -56,8 +56,8 @@ def generate_batch(
 
     Written by continuous batching in a static cache where the model agrees with itself there, or else, and with
     `logits_processors`, by `generate` of transformers. logits_processors: change what is drawn from, told of the prompts'
-    attention mask by `start`, each with the `models` it asks; vocab_size: real tokens, when a padded head must draw no
-    others.
+    attention mask, and whether a cache may be kept, by `start`, each with the `models` it asks; vocab_size: real tokens,
+    when a padded head must draw no others.
     """
     if not prompts:
         return []
@@ -153,7 +153,7 @@ def generate_with_transformers(
             ids, mask = pad_left([prompts[i] for i in numbers], eos_token_ids[0], device)
             recorder = _LogprobRecorder()
             for processor in logits_processors:
-                processor.start(mask)
+                processor.start(mask, is_cached)
             processors = LogitsProcessorList([recorder, *logits_processors, _ForcedChoice(choice, numbers, ids.shape[1])])
             sequences = model.generate(ids, attention_mask=mask, generation_config=config, logits_processor=processors)
             new_tokens = sequences[:, ids.shape[1] :].tolist()

@@ -86,8 +86,8 @@ def policy_gradient_reverse_kl(
     """log q(y) − log p(y) on the student's own tokens y, with the gradient of a policy whose advantage is its negative.
 
     Over draws y of q the mean is KL(q ‖ p), and so is the gradient's: ∇E = E[(log q − log p) ∇log q]. Williams 1992;
-    Gu et al. 2023, 2306.08543, one step. On text of others it would be neither, so there it is 0. log_q: (N, V), labels
-    and on_policy_mask: (N,). Returns (N,) nats, of either sign.
+    Gu et al. 2023, 2306.08543, one step. Text must be drawn at the term's own temperature. On text of others it would be
+    neither, so there it is 0. log_q: (N, V), labels and on_policy_mask: (N,). Returns (N,) nats, of either sign.
     """
     label_logprobs = gather_label_logprobs(log_q, labels)
     ratio = label_logprobs.detach() - teacher_label_logprobs(teacher, labels)

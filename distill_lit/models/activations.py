@@ -12,6 +12,7 @@ from distill_lit.models.pruning.architecture import (
     get_head_dim,
     get_num_attention_heads,
     get_num_key_value_heads,
+    is_transposed,
 )
 from distill_lit.utils.exceptions import UserError
 
@@ -72,5 +73,19 @@ def _module(layer: nn.Module, kind: str) -> tuple[str, nn.Module]:
     for name, module in layer.named_modules():
         last = name.rsplit(".")[-1]
         if last in ends:
+            _check_layout(layer, kind, last, module)
             return last, module
     raise UserError(f"{type(layer).__name__}: no {' or '.join(ends)} was found in it, so its {kind} cannot be compared")
+
+
+def _check_layout(layer: nn.Module, kind: str, name: str, module: nn.Module) -> None:
+    """Raises UserError for a projection whose output is laid out otherwise than it is read: GPT-BigCode's
+    c_attn, which interleaves heads or has one key for all, and queries with a gate beside each (Qwen3-Next)."""
+    problem = ""
+    if name == FUSED_QKV_MODULE and not is_transposed(getattr(module, "base_layer", module)):  # of peft
+        problem = f"its {name} is not GPT-2's, queries, keys and values side by side"
+    outputs = next((part for end, part in layer.named_modules() if end.rsplit(".")[-1] == "o_proj"), None)
+    if name == PROJECTIONS[QUERIES] and getattr(module, "out_features", None) == 2 * getattr(outputs, "in_features", 0):
+        problem = f"its {name} makes a gate beside each query"
+    if problem:
+        raise UserError(f"{type(layer).__name__}: {problem}, so its {kind} cannot be compared")

@@ -1,6 +1,6 @@
 """Quantization-aware training: a student whose linear layers round their weights in every forward pass as the quantized
-model will, while gradients reach the weights as if nothing had been rounded. Jacob et al. 2018, 1712.05877; with a
-full-precision teacher it is quantization-aware distillation, as LLM-QAT, Liu et al. 2023, 2305.17888.
+model will, while gradients reach the weights as if nothing had been rounded (the straight-through estimator). Jacob et al.
+2018, 1712.05877; with a full-precision teacher it is quantization-aware distillation, as LLM-QAT (Liu et al., 2305.17888).
 
 The weights that are trained, saved in checkpoints and resumed from are the unrounded ones. torchao's fake quantization
 rounds them; it is optional (extra `int8`).

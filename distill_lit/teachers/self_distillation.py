@@ -5,7 +5,8 @@
     ema    an exponential moving average of the student's weights, θ′ ← decay · θ′ + (1 − decay) · θ after every optimizer
            step (Tarvainen and Valpola 2017, "Mean teachers", 1703.01780)
 
-An earlier checkpoint is neither: it is a model like others, for `teacher.model`.
+An earlier checkpoint is neither: it is a model like others, for `teacher.model`. A copy of a student that rounds its
+weights in training (`quantization_aware`) rounds as it does.
 """
 
 import copy

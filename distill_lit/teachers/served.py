@@ -120,11 +120,18 @@ class LocallyValidatedTeacher:
 
 
 def _documents(batch: Mapping[str, Tensor], loss_mask: Tensor) -> list[SupervisedDocument]:
-    """The documents of a batch with tokens to predict; without packing one a row."""
+    """The documents of a batch with tokens to predict; without packing one a row. Raises UserError where the first token of
+    one is to be predicted: a server says nothing of it."""
     ids = batch["input_ids"].cpu().numpy()
     is_supervised = np.zeros(ids.shape, dtype=bool)
     is_supervised[:, 1:] = loss_mask.cpu().numpy()
-    return supervised_documents(ids, document_ids_of(batch).cpu().numpy(), is_supervised)
+    documents = supervised_documents(ids, document_ids_of(batch).cpu().numpy(), is_supervised)
+    if any(document.first == 0 for document in documents):
+        raise UserError(
+            "labels: the first token of a document is to be predicted, as in rows padded on the left, and a server says "
+            "nothing of it; set its label to -100"
+        )
+    return documents
 
 
 @register_teacher("served")

@@ -18,7 +18,7 @@ from distill_lit.training.callbacks.teacher_update import TeacherUpdateCallback
 from distill_lit.training.callbacks.throughput import TokenThroughput
 from distill_lit.training.checkpoint import frozen_weights
 from distill_lit.training.feature_alignment import FeatureAlignment, align_features
-from distill_lit.training.input_checks import COMPILE, check_batch, check_models, shared_vocab_size
+from distill_lit.training.input_checks import COMPILE, check_batch, check_models, check_policy_gradient, shared_vocab_size
 from distill_lit.training.loss import DistillationLoss, FusedLossSettings
 from distill_lit.training.metrics import TokenMeans
 from distill_lit.training.on_policy import OnPolicyGenerator
@@ -79,6 +79,8 @@ class Distiller(L.LightningModule):
         alignment = feature_alignment or align_features(loss, student, teacher)
         self.loss = DistillationLoss(loss, teacher, vocab_size, alignment, fused_loss_settings)
         self.on_policy_generator = on_policy_generator
+        if on_policy_generator is not None:
+            check_policy_gradient(self.loss.objective, on_policy_generator.config)
         self.train_metrics, self.validation_metrics = TokenMeans(), TokenMeans()
         self._held_out_targets = TargetCache()
         self._is_sharded = False

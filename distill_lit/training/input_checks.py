@@ -1,4 +1,4 @@
-"""Student, teacher and batches of a training: what is none of these is refused in one line that says what is."""
+"""Student, teacher, batches and text of a training: what is none of these is refused in one line that says what is."""
 
 import logging
 from collections.abc import Mapping
@@ -8,7 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from distill_lit.config import OnPolicyConfig
+from distill_lit.losses import Objective
 from distill_lit.losses.lm_head import get_lm_head
+from distill_lit.losses.registry import argument_key
 from distill_lit.utils.exceptions import UserError
 
 log = logging.getLogger(__name__)
@@ -108,3 +111,27 @@ def check_batch(batch: Any) -> None:
     mask = batch.get("attention_mask")
     if isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape != ids.shape:
         raise UserError(f"batch: attention_mask {tuple(mask.shape)} is to be as input_ids, {tuple(ids.shape)}")
+
+
+def check_policy_gradient(objective: Objective, on_policy: OnPolicyConfig) -> None:
+    """Raises UserError for a policy gradient on text of others, or on text that was not drawn from what the term compares,
+    the student as it is at temperature 1: it would follow another mean than the reverse KL's."""
+    is_drawn = (
+        on_policy.temperature == on_policy.top_p == 1
+        and not on_policy.teacher_mix_fraction
+        and not on_policy.replay_buffer_size
+    )
+    for term in objective.logit_terms:
+        if term.kind != "policy_gradient_reverse_kl":
+            continue
+        if not (on_policy.fraction == 1 and is_drawn):
+            raise UserError(
+                f"{term.key}: policy_gradient_reverse_kl is for the student's own text alone: "
+                "set on_policy.fraction to 1, without teacher_mix_fraction and replay_buffer_size, and leave temperature "
+                "and top_p at 1"
+            )
+        if term.uses_temperature:
+            raise UserError(
+                f"{argument_key(term.key, 'temperature')}: policy_gradient_reverse_kl compares what text is drawn from, "
+                "which is at temperature 1; leave it at 1"
+            )

@@ -64,7 +64,7 @@ class OnPolicyGenerator:
         if config.teacher_mix_fraction and teacher_model is None:
             raise UserError("on_policy.teacher_mix_fraction: the teacher takes part in writing; give teacher_model=")
         if config.replay_buffer_size and max_steps < 1:
-            raise UserError("on_policy.replay_buffer_size: replay fades over the training; give max_steps=, its steps")
+            raise UserError("on_policy.replay_buffer_size: replay grows over the training; give max_steps=, its steps")
         self.config, self.eos_token_ids, self.vocab_size, self.teacher_model = (
             config,
             eos_token_ids,
@@ -114,8 +114,8 @@ class OnPolicyGenerator:
         draw = np.random.default_rng([self.seed, step, part])
         if draw.random() >= self.fraction:
             return None
-        # replay fades: at the end every text is new (Ko et al. 2024, 2402.03898 §3.2)
-        if len(self._replay_buffer) == self.config.replay_buffer_size > 0 and draw.random() < 1 - step / self.max_steps:
+        # new texts become rare, as in the code of Ko et al. 2024 (DistiLLM), 2402.03898: early the student changes fast
+        if len(self._replay_buffer) == self.config.replay_buffer_size > 0 and draw.random() < step / self.max_steps:
             kept = self._replay_buffer[int(draw.integers(len(self._replay_buffer)))]
             # what wrote it had other weights than the student has now
             names = [name for name in kept if name != ENGINE_LOGPROBS]
@@ -213,21 +213,32 @@ class OnPolicyGenerator:
 
 
 class _TeacherMix(LogitsProcessor):  # type: ignore[misc]
-    """Draws from α · teacher + (1 − α) · student, token by token. Gu et al. 2023, 2306.08543 §2.2.
+    """Teacher-mixed sampling: draws from α · teacher + (1 − α) · student, token by token. MiniLLM, 2306.08543 §2.2.
 
-    The teacher keeps a cache of its own."""
+    The teacher keeps a cache of its own, where both models write alike with one."""
 
     def __init__(self, teacher_model: Any, share: float, vocab_size: int) -> None:
         self.teacher, self.share, self.vocabulary = teacher_model, share, vocab_size
         self.models = [teacher_model]
         self._past: Any = None
         self._mask: Tensor | None = None
+        self._use_cache = True
 
-    def start(self, mask: Tensor) -> None:
-        """A new batch with this attention mask (B, T) of the prompts."""
-        self._past, self._mask = None, mask
+    def start(self, mask: Tensor, use_cache: bool = True) -> None:
+        """A new batch with this attention mask (B, T) of the prompts; without a cache none of them is padded."""
+        self._past, self._mask, self._use_cache = None, mask, use_cache
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        logits = self._logits(input_ids)[:, : self.vocabulary]
+        mixed = (1 - self.share) * scores.float().softmax(-1)
+        mixed[:, : self.vocabulary] += self.share * logits.float().softmax(-1)
+        return mixed.log().to(scores.dtype)
+
+    def _logits(self, input_ids: Tensor) -> Tensor:
+        """The teacher's (B, V) of what follows texts (B, T)."""
+        if not self._use_cache:
+            whole: Tensor = self.teacher(input_ids=input_ids, use_cache=False).logits
+            return whole[:, -1]
         assert self._mask is not None
         new = input_ids if self._past is None else input_ids[:, -1:]
         if self._past is not None:
@@ -242,6 +253,5 @@ class _TeacherMix(LogitsProcessor):  # type: ignore[misc]
             logits_to_keep=1,
         )
         self._past = output.past_key_values
-        mixed = (1 - self.share) * scores.float().softmax(-1)
-        mixed[:, : self.vocabulary] += self.share * output.logits[:, -1, : self.vocabulary].float().softmax(-1)
-        return mixed.log().to(scores.dtype)
+        last: Tensor = output.logits[:, -1]
+        return last

@@ -1,5 +1,6 @@
 """Text that the student writes while it trains: what becomes of a batch, the mixture with the teacher, replay, resuming."""
 
+import functools
 import json
 import time
 from collections.abc import Callable
@@ -164,6 +165,29 @@ def test_the_mixture_is_drawn_from_and_the_teacher_sees_what_the_student_sees(ti
             assert text.logprobs[i] == pytest.approx(float(q[token].log()), abs=1e-3)  # the student's own
 
 
+def test_a_teacher_that_writes_otherwise_with_a_cache_is_mixed_in_without(
+    tiny_teacher: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    student, teacher = new_student(tiny_teacher).eval(), load_model(tiny_teacher)
+    cached = teacher.forward
+
+    @functools.wraps(cached)
+    def forward(*args: Any, use_cache: bool = False, **inputs: Any) -> Any:
+        output = cached(*args, use_cache=use_cache, **inputs)
+        output.logits = output.logits * (-1 if use_cache else 1)
+        return output
+
+    monkeypatch.setattr(teacher, "forward", forward)
+    (text,) = generate_batch(
+        student, [[5, 9, 40]], [2], SamplingParams(0.0, 1.0, 4), 0, [_TeacherMix(teacher, 0.9, VOCABULARY)]
+    )
+    for i, token in enumerate(text.token_ids):
+        ids = torch.tensor([[5, 9, 40, *text.token_ids[:i]]])
+        with torch.no_grad():
+            p, q = (model(ids, use_cache=False).logits[0, -1].softmax(-1) for model in (teacher, student))
+        assert token == int((0.9 * p + 0.1 * q).argmax())
+
+
 @pytest.mark.parametrize("mix", [0.0, 0.4])
 def test_the_padded_rows_of_a_head_are_never_drawn(tiny_teacher: Path, prepared: data.PreparedData, mix: float) -> None:
     """Heads longer than the tokenizer, whose padding both models prefer to every token."""
@@ -191,14 +215,15 @@ def test_a_mixture_is_one_of_two_distributions_over_the_same_tokens(tiny_teacher
     assert (found[VOCABULARY:] == -torch.inf).all()
 
 
-def test_texts_are_replayed_ever_less_often(tiny_teacher: Path, prepared: data.PreparedData) -> None:
+def test_texts_are_replayed_ever_more_often(tiny_teacher: Path, prepared: data.PreparedData) -> None:
     batch, student = make_batch(prepared.train, np.arange(1), 1), load_model(tiny_teacher)
     text = OnPolicyGenerator(
         OnPolicyConfig(fraction=1.0, max_new_tokens=2, replay_buffer_size=3), [2], VOCABULARY, None, 0, max_steps=200
     )
     replayed = [text.maybe_generate(batch, student, step, 0)[1]["replayed"] for step in range(200)]
     assert sum(replayed[:3]) == 0  # nothing to replay yet
-    assert sum(replayed[3:60]) > 2 * sum(replayed[140:])
+    assert sum(replayed[140:]) > 2 * sum(replayed[:60])  # a share of t / T: 51 and 9 on average
+    assert replayed[199] == 1
     (kept,) = text.state_dict()["replay_buffer"]
     assert len(kept) == 3
 
@@ -375,7 +400,7 @@ def test_every_rank_draws_and_keeps_text_of_its_own(
     for rank, text in enumerate(texts):
         monkeypatch.setattr("distill_lit.training.on_policy.get_rank", lambda rank=rank: rank)
         text.load_state_dict(torch.load(path, weights_only=True)["on_policy"])
-    replayed = [text.maybe_generate(make_batch(prepared.train, np.arange(1), 1), None, 0, 0) for text in texts]
+    replayed = [text.maybe_generate(make_batch(prepared.train, np.arange(1), 1), None, 10, 0) for text in texts]
     assert any(torch.equal(replayed[0][0]["input_ids"], batch["input_ids"]) for batch in one)
     assert any(torch.equal(replayed[1][0]["input_ids"], batch["input_ids"]) for batch in other)
 
@@ -386,7 +411,7 @@ def test_text_is_replayed_where_the_batch_is(tiny_teacher: Path, prepared: data.
     text = writer(OnPolicyConfig(fraction=1.0, max_new_tokens=2, replay_buffer_size=1))
     text.maybe_generate(batch, student, 0, 0)
     text.load_state_dict(text.state_dict())
-    replayed, facts = text.maybe_generate({name: value.to("meta") for name, value in batch.items()}, student, 0, 1)
+    replayed, facts = text.maybe_generate({name: value.to("meta") for name, value in batch.items()}, student, 10, 1)
     assert facts["replayed"] == 1
     assert {value.device.type for value in replayed.values()} == {"meta"}
 
@@ -476,6 +501,14 @@ def test_accumulated_batches_of_student_text_count_alike(
                 "objective.terms.kl: policy_gradient_reverse_kl is for .* leave temperature and top_p at 1",
             )
             for change in ("on_policy.temperature=0.7", "on_policy.top_p=0.9", "on_policy.replay_buffer_size=2")
+        ),
+        (
+            [
+                "teacher.source=online",
+                "objective.terms.kl={kind: policy_gradient_reverse_kl, temperature: 2.0}",
+                "on_policy.fraction=1",
+            ],
+            "objective.terms.kl.temperature: policy_gradient_reverse_kl compares .* leave it at 1",
         ),
     ],
 )

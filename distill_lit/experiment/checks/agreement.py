@@ -65,12 +65,11 @@ class AgreementCheck:
     def _check_student(self, run: Run, teacher: ModelFiles) -> list[str]:
         point, key = run.config, config_key(run.student, run.config)
         student = self._model(key, point.students[run.student].from_, run)
+        found: list[str] = []
         if teacher_capabilities(point.teacher).shares_tokenizer:
-            found = _tokenizer_notes(teacher, student)
+            found += _tokenizer_notes(teacher, student)
             if point.data.has_chats:
                 found += _check_chats(point, teacher, student, self._teachers_of_chats(run))
-        else:
-            found = _cross_tokenizer_notes(point, student)
         found += _sampling_notes(point, student)
         return found + _evaluation_notes(point, teacher)
 
@@ -242,20 +241,6 @@ def _tokenizer_notes(teacher: ModelFiles, student: ModelFiles) -> list[str]:
             f"{student.eos_tokens}"
         )
     return notes
-
-
-def _cross_tokenizer_notes(point: ExperimentConfig, student: ModelFiles) -> list[str]:
-    """Only the end-of-sequence tokens of two tokenizers stand for each other."""
-    if not is_on_policy_enabled(point.on_policy):
-        return []
-    others = student.eos_token_ids - {student.tokenizer.eos_token_id}
-    if not others:
-        return []
-    names = _quoted(student.tokenizer.convert_ids_to_tokens(sorted(others)))
-    return [
-        f"{student.name}: where a text of its own ends with {names} and not with {student.tokenizer.eos_token!r}, the "
-        "teacher is not asked about the end"
-    ]
 
 
 def _sampling_notes(point: ExperimentConfig, student: ModelFiles) -> list[str]:

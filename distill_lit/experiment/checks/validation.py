@@ -9,7 +9,6 @@ from distill_lit.config import (
     EvaluationConfig,
     ExperimentConfig,
     LauncherConfig,
-    OnPolicyConfig,
     TeacherConfig,
     load_section,
 )
@@ -46,6 +45,7 @@ from distill_lit.teachers import (
 )
 from distill_lit.teachers.unread_fields import check_unread_teacher_fields
 from distill_lit.training.feature_alignment import check_teacher_supports_features
+from distill_lit.training.input_checks import check_policy_gradient
 from distill_lit.training.loggers import check_loggers
 from distill_lit.utils import hardware
 from distill_lit.utils.exceptions import UserError, suggest
@@ -211,7 +211,7 @@ def _check_teacher(point: ExperimentConfig, objective: Objective) -> None:
     check_on_policy(point.on_policy, described, teacher.scores_student_text, point.training.compile == "always")
     if point.on_policy.teacher_mix_fraction and is_on_policy_enabled(point.on_policy) and not teacher.writes_text:
         raise UserError(f"on_policy.teacher_mix_fraction: tokens cannot be drawn from {described}")
-    _check_policy_gradient(objective, point.on_policy)
+    check_policy_gradient(objective, point.on_policy)
     check_teacher_supports_objective(
         objective, teacher.target_form, described, is_on_policy_enabled(point.on_policy), teacher.max_target_tokens
     )
@@ -245,23 +245,6 @@ def _check_teacher_prompt(
     if is_on_policy_enabled(point.on_policy) and point.on_policy.teacher_mix_fraction:
         raise UserError("teacher.prompt: on_policy.teacher_mix_fraction draws from both models behind the same prompt")
     data.check_teacher_prompt(prompt, point.data)
-
-
-def _check_policy_gradient(objective: Objective, on_policy: OnPolicyConfig) -> None:
-    """A policy gradient on text of others, or not drawn from the student as it is, would follow another mean than the
-    reverse KL's."""
-    is_drawn = (
-        on_policy.temperature == on_policy.top_p == 1
-        and not on_policy.teacher_mix_fraction
-        and not on_policy.replay_buffer_size
-    )
-    for term in objective.logit_terms:
-        if term.kind == "policy_gradient_reverse_kl" and not (on_policy.fraction == 1 and is_drawn):
-            raise UserError(
-                f"objective.terms.{term.name}: policy_gradient_reverse_kl is for the student's own text alone: "
-                "set on_policy.fraction to 1, without teacher_mix_fraction and replay_buffer_size, and leave temperature "
-                "and top_p at 1"
-            )
 
 
 def _check_teacher_device(point: ExperimentConfig, objective: Objective, member: TeacherConfig) -> None:

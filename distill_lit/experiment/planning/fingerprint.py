@@ -45,6 +45,8 @@ def student_fingerprint_fields(role: str, config: ExperimentConfig) -> dict[str,
         if is_on_policy_enabled(config.on_policy):
             drawn = sampling_metadata(config.on_policy.temperature, config.generation.backend)
             facts["on_policy"] = non_default_fields(config.on_policy) | drawn
+            if config.on_policy.replay_buffer_size:
+                facts["on_policy"]["replay"] = "grows"  # once it faded
     elif config.students[config.student].draws_weights:
         facts["seed"] = config.seed
     return facts

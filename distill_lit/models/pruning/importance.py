@@ -45,7 +45,7 @@ class ActivationProbe(NamedTuple):
 
 
 def measure_importance(model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]]) -> Importance:
-    """Means over valid tokens of activations. Muralidharan et al. 2024 (Minitron), 2407.14679 §2.2.
+    """Activation-based importance: means over valid tokens. Muralidharan et al. 2024 (Minitron), 2407.14679 §2.2.
 
     A hidden channel: |output| of every norm of the residual stream, summed over the norms. A head: the length of its
     output. A neuron: |activation| behind the non-linearity.

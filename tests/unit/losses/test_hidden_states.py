@@ -8,6 +8,7 @@ import torch
 from helpers.tiny_architectures import FAMILIES, make_family
 from torch import Tensor
 from torch.nn import functional
+from transformers import AutoModelForCausalLM, GPTBigCodeConfig, Qwen3NextConfig
 
 from distill_lit import losses
 from distill_lit.config import StudentConfig, TeacherConfig, TermConfig, WidthConfig
@@ -27,6 +28,15 @@ from distill_lit.training.feature_alignment import (
 )
 from distill_lit.utils.exceptions import UserError
 
+QWEN3_NEXT = {
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "intermediate_size": 32,
+    "num_experts": 2,
+    "num_experts_per_tok": 1,
+    "moe_intermediate_size": 16,
+    "shared_expert_intermediate_size": 16,
+}
 ALLOWED = block_causal_mask(torch.tensor([[1, 1, 1, 2, 2, 0], [1, 1, 1, 1, 0, 0]]))
 generator = torch.Generator().manual_seed(0)
 
@@ -201,6 +211,20 @@ def test_fused_projections_are_taken_apart() -> None:
     block = model.transformer.h[1]
     whole = block.attn.c_attn(block.ln_1(states["hidden_states", 0]))
     torch.testing.assert_close(torch.cat([states[name, 1] for name in ("queries", "keys", "values")], -1), whole)
+
+
+def test_projections_of_another_layout_are_refused() -> None:
+    """GPT-BigCode's c_attn has one key and value for all heads; Qwen3-Next's q_proj a gate beside each query."""
+    sizes = {"vocab_size": 120, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    for config, words in (
+        (GPTBigCodeConfig(**sizes, bos_token_id=1, eos_token_id=2), "c_attn is not GPT-2's.* queries cannot be compared"),
+        (Qwen3NextConfig(**sizes, **QWEN3_NEXT, layer_types=["full_attention"] * 2), "q_proj makes a gate beside each"),
+    ):
+        model = AutoModelForCausalLM.from_config(config)
+        with pytest.raises(UserError, match=words), capture_activations(model, {"queries": {1}}):
+            pass
+        with capture_activations(model, {"hidden_states": {1}, "values": {1} if "q_proj" in words else set()}):
+            pass
 
 
 def test_layer_outputs_are_of_valid_tokens() -> None:

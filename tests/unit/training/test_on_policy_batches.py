@@ -76,3 +76,18 @@ def test_a_loss_on_text_of_the_student_needs_batches_that_say_which_it_is(term: 
 def test_what_the_config_of_the_text_needs_is_asked_for(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
         generator(**changes)
+
+
+@pytest.mark.parametrize(
+    ("term", "changes", "words"),
+    [
+        (losses.PolicyGradientReverseKL(temperature=2.0), {}, r"PolicyGradientReverseKL\(temperature\): .* leave it at 1"),
+        (losses.PolicyGradientReverseKL(), {"temperature": 0.7}, "leave temperature and top_p at 1"),
+        (losses.PolicyGradientReverseKL(), {"fraction": 0.5}, "set on_policy.fraction to 1"),
+    ],
+)
+def test_a_policy_gradient_of_another_distribution_than_was_drawn_from_is_refused(
+    term: Any, changes: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(UserError, match=words):
+        Distiller(make_model("llama", 0), make_model("llama", 1), term, on_policy_generator=generator(**changes))
