@@ -189,7 +189,8 @@ class OnPolicyGenerator:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from a saved state."""
         self.fraction, self._best_validation_loss = float(state["fraction"]), float(state["best"])
-        self._replay_buffer = list(state["replay_buffer"][get_rank()])
+        buffers = state["replay_buffer"]  # of each rank; those of another number of ranks had batches of another size
+        self._replay_buffer = list(buffers[get_rank()]) if len(buffers) == get_world_size() else []
 
     def _write(
         self, student: Any, prompts: list[list[int]], seed: int, step: int, max_length: int

@@ -397,6 +397,7 @@ def test_every_rank_draws_and_keeps_text_of_its_own(
     assert len(one) == len(other) == 3
     assert not any(torch.equal(a["input_ids"], b["input_ids"]) for a, b in zip(one, other, strict=True))
     texts = [OnPolicyGenerator(config, [2], VOCABULARY, None, 0, max_steps=10) for _ in range(2)]
+    monkeypatch.setattr("distill_lit.training.on_policy.get_world_size", lambda: 2)
     for rank, text in enumerate(texts):
         monkeypatch.setattr("distill_lit.training.on_policy.get_rank", lambda rank=rank: rank)
         text.load_state_dict(torch.load(path, weights_only=True)["on_policy"])

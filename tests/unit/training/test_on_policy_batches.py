@@ -91,3 +91,12 @@ def test_a_policy_gradient_of_another_distribution_than_was_drawn_from_is_refuse
 ) -> None:
     with pytest.raises(UserError, match=words):
         Distiller(make_model("llama", 0), make_model("llama", 1), term, on_policy_generator=generator(**changes))
+
+
+def test_texts_of_another_number_of_ranks_are_not_replayed() -> None:
+    settings = OnPolicyConfig(fraction=1.0, replay_buffer_size=1)
+    kept = [{"input_ids": torch.tensor([[1, 2]])}]
+    for buffers, expected in (([kept], kept), ([kept, kept], []), ([], [])):
+        text = OnPolicyGenerator(settings, [2], 120, max_steps=4)
+        text.load_state_dict({"fraction": 1.0, "best": 2.0, "replay_buffer": buffers})
+        assert text.state_dict()["replay_buffer"] == [expected]
