@@ -39,7 +39,9 @@ def add_experiment_command(
 ) -> argparse.ArgumentParser:
     """A command on an experiment: its file, overrides of its keys, and the root of its folders."""
     parser = add_command(commands, name, description, example, run)
-    parser.add_argument("experiment", type=Path, help="experiment file, as experiments/quickstart.yaml")
+    parser.add_argument(
+        "experiment", type=Path, help="experiment file, or the name of a shipped one, see `distill-lit list experiments`"
+    )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides of any key of the experiment")
     parser.add_argument("--root", type=Path, default=Path(), help="where runs/ and results/ are (default: here)")
     return parser

@@ -14,7 +14,7 @@ class OnPolicyConfig:
 
     fraction: OnPolicyFraction = Field(
         default=0.0,
-        description="share of the batches (GKD's λ); adaptive: from 0, grows whenever validation gets worse (DistiLLM)",
+        description="share of the batches (GKD's λ); adaptive: from 0, more at each validation above the lowest (DistiLLM)",
     )
     prompt_fraction: Float = Field(
         default=0.3, ge=0, le=1, description="share of a document that is its prompt; of a chat: all before the response"

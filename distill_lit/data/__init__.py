@@ -5,6 +5,7 @@ from distill_lit.data.packing import PackedDataset
 from distill_lit.data.pipeline import (
     cached_statistics,
     check_data_config,
+    check_first_rows,
     prepare_datasets,
 )
 from distill_lit.data.prepared import PreparedData
@@ -16,6 +17,7 @@ __all__ = [
     "TeacherDocuments",
     "cached_statistics",
     "check_data_config",
+    "check_first_rows",
     "check_teacher_prompt",
     "count_bytes",
     "prepare_datasets",

@@ -13,7 +13,7 @@ from distill_lit.config import CorpusConfig, DataConfig, non_default_fields
 from distill_lit.data.column_values import Row
 from distill_lit.data.messages import is_supervised_response, read_messages, read_tools
 from distill_lit.data.row_templates import check_reads_row, compile_template, render_template
-from distill_lit.data.sources import check_corpus_source, draw_rows, open_corpus_source
+from distill_lit.data.sources import check_corpus_source, draw_rows, is_own_text, open_corpus_source
 from distill_lit.data.spool import ItemSpool
 from distill_lit.utils.exceptions import UserError
 
@@ -133,6 +133,13 @@ def check_corpus(key: str, corpus: CorpusConfig, dataset_source: str) -> None:
     _check_forms(key, corpus)
     _compile_corpus(key, corpus)
     _check_learned_text(key, corpus)
+
+
+def check_first_row(section: str, name: str, corpus: CorpusConfig) -> None:
+    """Raises UserError where the first row of a file of one's own makes no document: a column that is not there, a line
+    that is no row. Fetches nothing, and reads no further than that row; all of a .json file."""
+    if is_own_text(f"{section}.{name}", corpus):
+        next(_render_corpus(section, name, replace(corpus, max_documents=0), 0, ""), None)
 
 
 def _check_learned_text(key: str, corpus: CorpusConfig) -> None:

@@ -10,10 +10,12 @@ import numpy as np
 
 from distill_lit.config import DataConfig, TeacherPromptConfig, non_default_fields
 from distill_lit.data.corpora import (
+    TRAINING_SECTION,
     VALIDATION_SECTION,
     Document,
     PromptRenderer,
     check_corpora,
+    check_first_row,
     check_validation_corpora,
     corpora_fingerprint,
     corpus_names,
@@ -63,6 +65,16 @@ def check_data_config(data: DataConfig, dataset_source: str) -> None:
     check_corpora(data.corpora, dataset_source)
     check_validation_corpora(data, dataset_source)
     read_template(data.chat_template)
+
+
+def check_first_rows(data: DataConfig) -> None:
+    """Raises UserError as `check_first_row` does, of the text to train and to validate on. Files of tokens have no rows."""
+    texts = {VALIDATION_SECTION: data.validation}
+    if not reads_token_files(data):
+        texts[TRAINING_SECTION] = data.corpora
+    for section, corpora in texts.items():
+        for name, corpus in corpora.items():
+            check_first_row(section, name, corpus)
 
 
 def prepare_datasets(

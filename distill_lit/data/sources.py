@@ -98,6 +98,11 @@ def open_corpus_source(key: str, corpus: DatasetConfig, dataset_source: str) -> 
     return FileSource(files_below(key, Path(name) if kind == "file" else assets.fetch(corpus.path)))
 
 
+def is_own_text(key: str, corpus: DatasetConfig) -> bool:
+    """Whether its rows are those of a file or folder that is here without fetching. key: its own in the config."""
+    return bool(corpus.path) and _split_path(key, corpus.path)[0] == "file"
+
+
 def own_files_fingerprint(key: str, corpus: DatasetConfig) -> list[Any]:
     """JSON-like value that changes with the text of a corpus that is a file or folder; empty for one from packages or the
     hub. Raises UserError where they are gone."""

@@ -17,7 +17,7 @@ from distill_lit.config.hypothesis_validation import refuse_untestable
 from distill_lit.config.primary_endpoint import check_primary_endpoint
 from distill_lit.config.roles import Role
 from distill_lit.experiment.checks.remembered_checks import remembered_notes
-from distill_lit.experiment.checks.validation import check_experiment, check_gpus, untestable_at_points
+from distill_lit.experiment.checks.validation import check_experiment, check_gpus, check_own_text, untestable_at_points
 from distill_lit.experiment.plan import Plan, plan_runs
 from distill_lit.experiment.planning.grid import GridPoint, expand_points
 from distill_lit.experiment.planning.planned_run import Run
@@ -184,7 +184,8 @@ class Experiment:
         refuse_untestable(untestable(self), overrides, of_file)
 
     def plan(self) -> "list[tuple[Run, Estimate | None]]":
-        """`estimated_runs` of a config that is compared with its teacher, where that is here already."""
+        """`estimated_runs` of a config that is compared with its text, and with its teacher where that is here already."""
+        check_own_text(self.runs)
         if self.has_models:
             self.notes = remembered_notes(self.runs)
         return self.estimated_runs()

@@ -8,6 +8,7 @@ from distill_lit.analysis.declarations import Declaration, declare, declared_nam
 from distill_lit.config.primary_endpoint import check_primary_endpoint, planned_endpoint
 from distill_lit.config.roles import Role
 from distill_lit.experiment.checks.model_checks import check_against_teacher, check_models, check_services
+from distill_lit.experiment.checks.validation import check_own_text
 from distill_lit.experiment.execution.run import check_sources_unchanged, check_text_unchanged
 from distill_lit.experiment.state.completion import is_run_built, is_run_complete
 from distill_lit.generation.corpus import check_api_keys
@@ -26,6 +27,7 @@ def prepare_experiment(experiment: "Experiment", roles: Collection[Role]) -> lis
     for run in to_build:
         if run.role == Role.GENERATED:
             check_api_keys(run.config.data)
+    check_own_text(to_build)
     for reference in experiment.required_assets:
         assets.fetch(reference)
     notes = [*check_against_teacher(experiment.runs), *check_models(experiment.config, experiment.runs)]

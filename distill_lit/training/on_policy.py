@@ -34,7 +34,7 @@ from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.seeding import derive_seed
 from distill_lit.utils.text_statistics import TextSums, add_sums, sum_texts
 
-ADAPTIVE_FRACTION_STEP = 0.1  # of the adaptive share, each time validation gets worse
+ADAPTIVE_FRACTION_STEP = 0.1  # of the adaptive share, at each validation above the lowest
 # what is logged of student text, besides its time
 ON_POLICY_METRICS = ("length", "finished", "distinct_1", "distinct_2", "repetition", "replayed")
 
@@ -168,7 +168,8 @@ class OnPolicyGenerator:
         return sums
 
     def update_adaptive_fraction(self, loss: float) -> None:
-        """After each validation: an adaptive share grows when the loss got worse. Ko et al. 2024, 2402.03898 §3.2."""
+        """After each validation: an adaptive share grows where the loss is above the lowest so far. Ko et al. 2024,
+        2402.03898 §3.2."""
         if self.config.fraction == ADAPTIVE and loss > self._best_validation_loss:
             self.fraction = min(1.0, round(self.fraction + ADAPTIVE_FRACTION_STEP, 6))
         self._best_validation_loss = min(self._best_validation_loss, loss)

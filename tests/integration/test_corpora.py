@@ -18,7 +18,7 @@ from helpers import ROOT
 from helpers.tiny_data import byte_tokenizer, save_tokenizer, write_lines
 
 from distill_lit.config.data import CorpusConfig, DataConfig
-from distill_lit.data import check_data_config, prepare_datasets, word_counts
+from distill_lit.data import check_data_config, check_first_rows, prepare_datasets, word_counts
 from distill_lit.data.corpora import corpora_fingerprint, corpus_text_fields, read_documents
 from distill_lit.data.mirror import file_of, files_of
 from distill_lit.data.row_files import count_rows, read_rows
@@ -336,6 +336,27 @@ def test_words(tmp_path):
 def test_check(corpus, message):
     with pytest.raises(UserError, match=message):
         check_data_config(DataConfig(corpora={"a": CorpusConfig(**corpus)}), "pypi")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "corpus", "message"),
+    [
+        ("a.jsonl", '{"question": "q"}\n', {}, r"text: 'text' is undefined; the columns are question"),
+        ("a.jsonl", "text\n", {}, r"a\.jsonl: row 1 is not JSON"),
+        ("a.csv", "question,answer\nq,a\n", {"text": "{{ answers }}"}, "the columns are answer, question"),
+        ("a.jsonl", '{"chat": []}\n', {"messages": "messages"}, "no column 'messages'; the columns are chat"),
+    ],
+)
+@pytest.mark.parametrize("section", ["corpora", "validation"])
+def test_a_first_row_that_makes_no_document_is_refused_before_anything_is_run(
+    tmp_path, name, content, corpus, message, section
+):
+    (tmp_path / name).write_text(content)
+    write_lines(tmp_path / "good.jsonl", [{"text": "x"}])
+    good, bad = CorpusConfig(path=str(tmp_path / "good.jsonl")), CorpusConfig(path=str(tmp_path / name), **corpus)
+    check_first_rows(DataConfig(corpora={"a": good}))
+    with pytest.raises(UserError, match=message):
+        check_first_rows(DataConfig(**{"corpora": {"a": good}, section: {"a": bad}}))
 
 
 def test_no_corpora():

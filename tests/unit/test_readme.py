@@ -16,17 +16,20 @@ from helpers import ROOT, tiny_models
 from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForLanguageModeling
 
+from distill_lit.cli.commands.hypotheses import EXAMPLE as HYPOTHESES_EXAMPLE
 from distill_lit.cli.main import build_parser
 from distill_lit.config import load_experiment
 from distill_lit.experiment.checks.validation import check_experiment
 from distill_lit.experiment.experiment import Experiment
 from distill_lit.experiment.plan import plan_runs
 from distill_lit.generation.filters import CUSTOM_FILTERS
-from distill_lit.losses import LOGIT_LOSSES
+from distill_lit.losses import FEATURE_LOSSES, LOGIT_LOSSES
 from distill_lit.models.initializers import STUDENT_INITIALIZERS
 from distill_lit.teachers.registry import TEACHER_SOURCES
+from distill_lit.utils.exceptions import UserError
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+KINDS = LOGIT_LOSSES | FEATURE_LOSSES
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.M | re.S)
 
 
@@ -47,6 +50,13 @@ def test_commands_are_understood(command: str, monkeypatch: pytest.MonkeyPatch) 
     options = build_parser().parse_args(words)
     if getattr(options, "experiment", None):
         check_experiment(load_experiment(options.experiment, options.overrides))
+
+
+@pytest.mark.parametrize(
+    "name", re.findall(r"(?:results|experiments)/\S+", " ".join([*lines("distill-lit hypotheses "), HYPOTHESES_EXAMPLE]))
+)
+def test_hypotheses_are_read_where_some_are_declared(name: str) -> None:
+    assert load_experiment(ROOT / name / "plan.yaml" if name.startswith("results") else ROOT / name).hypotheses
 
 
 @pytest.mark.parametrize("target", sorted({line.split()[1] for line in lines("make ")}))
@@ -85,8 +95,24 @@ def test_other_yaml_has_keys_that_exist(text: str, tmp_path: Path) -> None:
     file.write_text(yaml.safe_dump({**needed, **part}))
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     config = load_experiment(file)
+    for name, term in (config.objective.terms if not config.objective.preset else {}).items():
+        assert term is None or (term.kind or name) in KINDS, name
     if {"name", "objective"} <= set(part):  # a whole one
         check_experiment(config)
+
+
+def test_text_without_the_columns_of_its_template_is_refused_before_anything_is_run(tmp_path: Path) -> None:
+    (text,) = blocks("yaml", PAGES[:1])
+    file = tmp_path / "mine.yaml"
+    corpora = {"corpora": {"notes": {"path": "notes.jsonl"}}}
+    part = yaml.safe_load(text)
+    file.write_text(yaml.safe_dump({**part, "data": {**part["data"], **corpora}}))
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    (tmp_path / "notes.jsonl").write_text('{"body": "a note"}\n')
+    experiment = Experiment.from_yaml(file, root=tmp_path)
+    for step in (experiment.plan, experiment.prepare):
+        with pytest.raises(UserError, match="'text' is undefined; the columns are body"):
+            step()
 
 
 def test_the_python_of_the_readme_trains_a_student(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,8 +10,8 @@ from distill_lit.cli.exit_codes import DONE
 from distill_lit.utils.exceptions import UserError
 
 FORMATS = ("md", "csv", "tex")
-EXAMPLE = """distill-lit hypotheses results/when_the_teacher_helps
-  distill-lit hypotheses results/teacher_correction experiments/assistants.yaml --format md
+EXAMPLE = """distill-lit hypotheses results/quantize
+  distill-lit hypotheses results/two_teachers experiments/assistants.yaml --format md
 
 A results folder has the hypotheses of its plan. An experiment file has those that it holds now, and results/ what its runs
 have come to: claims that were written down after the run are said to be.

@@ -14,8 +14,8 @@ def add_parser(commands: CommandParsers) -> None:
     parser = add_experiment_command(
         commands,
         "plan",
-        "Show the runs of an experiment, their tokens, arithmetic, disk and minutes, and what difference its documents and "
-        "seeds can decide; run nothing.",
+        "Show the runs of an experiment, their tokens, arithmetic, memory, disk and minutes, and what difference its "
+        "documents and seeds can decide; run nothing.",
         "distill-lit plan experiments/quickstart.yaml training.max_tokens=1000000",
         run,
     )

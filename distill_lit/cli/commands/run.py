@@ -34,7 +34,7 @@ def add_parser(commands: CommandParsers) -> None:
         default=[],
         metavar="NAME",
         dest="run_names",
-        help="the run of this name alone; repeatable",
+        help="the run of this name alone, and what it needs; repeatable",
     )
 
 

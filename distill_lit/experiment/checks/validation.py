@@ -108,6 +108,13 @@ def _check_gpus(launcher: LauncherConfig, runs: Sequence[Run], gpus: list[str]) 
     share_gpus(launcher, runs, gpus)
 
 
+def check_own_text(runs: Iterable[Run]) -> None:
+    """Raises UserError for text of one's own whose first row makes no document for a student of these runs."""
+    texts = {id(run.config.data): run.config.data for run in runs if run.student}  # runs share most of them
+    for text in {repr(text): text for text in texts.values()}.values():
+        data.check_first_rows(text)
+
+
 def untestable_at_points(config: ExperimentConfig, points: Sequence[GridPoint]) -> dict[str, str]:
     """{name: why} of the hypotheses that no model could decide, by which points of the grid learn from a teacher."""
     if not config.hypotheses:

@@ -22,7 +22,8 @@ function shapeLabels(rows, x, right) {
   const ends = [], shapes = new Map(rows.map((r) => [`${r.student || r.model}|${short(r.cost)}`, r]));
   return [...shapes].sort((a, b) => a[1].cost - b[1].cost).map(([shape, { cost }]) => {
     const words = [shape.slice(0, shape.lastIndexOf("|")), short(cost)];
-    const half = 3.4 * Math.max(...words.map((word) => word.length)) + 2, place = Math.min(x(cost), right + 10 - half);
+    const half = 3.8 * Math.max(...words.map((word) => word.length)) + 3;
+    const place = Math.max(half, Math.min(x(cost), right + 10 - half));
     const free = ends.findIndex((end) => place - half > end), level = free < 0 ? ends.length : free;
     ends[level] = place + half;
     return { words, place, level, at: x(cost) };

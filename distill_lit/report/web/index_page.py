@@ -53,7 +53,7 @@ def _controls(outcomes: set[str]) -> str:
     known = {"": "all"} | {key: words for key, words in OUTCOMES.items() if key in outcomes}
     return (
         '<div class="controls"><label for="filter">filter<input id="filter" type="search" '
-        'placeholder="words in name, question, tasks"></label>'
+        'size="28" placeholder="words in name, question, tasks"></label>'
         f"{box('outcome', 'the teacher', known)}{box('sort', 'sort by', SORT_KEYS)}</div>"
         '<p id="count" class="note" aria-live="polite"></p>'
     )
