@@ -53,10 +53,7 @@ function frontierPanel(holder, axis) {
   draw(svg, "line", { x1: left, x2: right, y1: bottom, y2: bottom, stroke: "#1a1a1a" });
   const teacher = rows.find((r) => r.role === "teacher");
   const lines = [[0, "guessing"]].concat(teacher && teacher.score > 0 ? [[teacher.score * data.quality_threshold, data.quality_label]] : []);
-  for (const [score, words] of lines) {
-    draw(svg, "line", { x1: left, x2: right, y1: y(score), y2: y(score), stroke: "#767676", "stroke-dasharray": "2 4" });
-    draw(svg, "text", { x: left + 6, y: y(score) - 5, class: "soft halo" }, words);
-  }
+  for (const [score] of lines) draw(svg, "line", { x1: left, x2: right, y1: y(score), y2: y(score), stroke: "#767676", "stroke-dasharray": "2 4" });
   const shift = { untrained: -1, ce_only: 0, distilled: 1 }, step = Math.min(10, width / 60);
   const markerX = (r) => x(r.cost) + step * ((shift[r.role] || 0) + (r.role === "distilled" ? 0.7 * r.variant_index : 0));
   const series = new Map();
@@ -68,6 +65,7 @@ function frontierPanel(holder, axis) {
     }
   }
   for (const r of rows) model(svg, r, markerX(r), y);
+  for (const [score, words] of lines) draw(svg, "text", { x: left + 6, y: y(score) - 5, class: "soft halo" }, words);
 }
 
 function model(svg, r, x, y) {
