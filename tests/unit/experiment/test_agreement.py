@@ -211,19 +211,6 @@ def test_questions_in_chats_of_students_that_read_none(folder: Path, tmp_path: P
     assert any(line.startswith("evaluation.apply_chat_template: students are asked in data.chat") for line in with_teacher)
 
 
-def test_other_ends_than_the_tokenizers_in_another_tokenizer(folder: Path, tmp_path: Path) -> None:
-    own = make_chat_model(tmp_path / "own", "chatml", "<|im_end|>", eos_token_id=[474, 472])
-    make_chat_model(tmp_path / "other", "chatml", "<|im_end|>")
-    assert json.loads((own / "generation_config.json").read_text())["eos_token_id"] == [474, 472]
-    across = ("teacher.source=cross_tokenizer", "objective.terms={kl: null, one: {kind: uld}}", *PLAIN)
-    assert notes(tmp_path, tmp_path, "other", "own", *across) == []
-    (said,) = notes(tmp_path, tmp_path, "other", "own", *across, ON_POLICY)
-    assert said == (
-        "students.one: where a text of its own ends with '</s>' and not with '<|im_end|>', the teacher is not asked about "
-        "the end"
-    )
-
-
 # ---------------------------------------------------------------- several teachers, and models that are made here
 
 GEMMA_TOO = "teacher.mixture.teachers.g={model: 'file:FOLDER/gemma', weight: 0.5}"
