@@ -1,6 +1,5 @@
 """What is refused and what is said of models that read a chat, end a text or draw it in different ways."""
 
-import json
 import shutil
 from pathlib import Path
 
