@@ -86,8 +86,9 @@ function legend(rows) {
   const seen = new Map(rows.map((r) => [seriesOf(r), r])), roles = Object.keys(data.role_styles);
   const known = [...seen.values()].sort((a, b) => roles.indexOf(a.role) - roles.indexOf(b.role) || a.variant_index - b.variant_index);
   $("legend").replaceChildren(...known.map((r) => {
-    const words = data.role_labels[r.role] || (r.role === "teacher" ? data.teacher : r.model);
-    return make("span", {}, swatch(20, (svg) => marker(svg, 10, 10, r.style, 5.5)), ` ${r.variant ? `${words} (${r.variant})` : words}`);
+    const role = data.role_labels[r.role], alone = r.role === "teacher" ? data.teacher : r.model;  // whose name has its variant
+    const words = role ? (r.variant ? `${role} (${r.variant})` : role) : alone;
+    return make("span", {}, swatch(20, (svg) => marker(svg, 10, 10, r.style, 5.5)), ` ${words}`);
   }));
 }
 
