@@ -321,16 +321,16 @@ def test_nothing_is_trained_on_a_text_that_changed_after_others_were(built: tupl
     experiment, runs = built
     own, last = experiment.root / "own.jsonl", runs["two-teacher=corrected-seed=0"]
     others = [run for run in runs.values() if run.role != Role.TEACHER and run.name != last.name]
-    with edited(own, "e", "a"):
+    with edited(own, "stone", "metal"):
         experiment.prepare()  # nothing is left to train, though models are still to be evaluated
     manifest = experiment.folder_of(last) / "manifest.json"
     with edited(manifest, last.fingerprint, "of another"):
         assert not is_run_built(last, manifest.parent)
         words = "^data.corpora.text: its text has changed since corrected-seed=0 was made; "
-        with edited(own, "e", "a"), pytest.raises(UserError, match=words) as told:
+        with edited(own, "stone", "metal"), pytest.raises(UserError, match=words) as told:
             experiment.prepare()
         experiment.prepare()
-        with edited(own, "e", "a"):
+        with edited(own, "stone", "metal"):
             experiment.prepare([Role.TEACHER])  # none that is launched reads it
     folder = experiment.folder_of(runs["corrected-seed=0"])
     assert f"remove {folder} and those of {len(others)} others to make them of the new text" in str(told.value)
