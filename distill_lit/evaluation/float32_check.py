@@ -1,6 +1,5 @@
 """Whether a model answers in bfloat16 or float16 as in float32: a few documents of each task are asked again."""
 
-import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -11,12 +10,12 @@ import torch
 
 from distill_lit.config.evaluation import EvaluationConfig
 from distill_lit.evaluation.packing_support import LOW_PRECISION_LOGPROB_TOLERANCE
+from distill_lit.evaluation.records import chosen
 from distill_lit.utils.hardware import free_memory
 
 if TYPE_CHECKING:  # importing it takes seconds
     from distill_lit.evaluation.prefix_tree_lm import PrefixTreeLM
 
-log = logging.getLogger(__name__)
 COMPARED_DOCUMENTS = 8  # of each task, from its first to its last
 LOW_PRECISION = ("bfloat16", "float16")
 ROOM = 1.25  # of the second model's weights: it needs activations too
@@ -66,9 +65,7 @@ class Float32Check:
         differences = (abs(a - b) / max(count, 1) for a, b, count in zip(ll, row["ll"], row["tokens"], strict=True))
         if len(ll) == 1:  # a single continuation is right if greedy decoding writes it
             return answers[0][1] != row["greedy"][0], max(differences)
-        per_char = [logprob / max(1, length) for logprob, length in zip(ll, row["len_chars"], strict=True)]
-        chosen = (ll.index(max(ll)), per_char.index(max(per_char)))
-        return chosen != (row["pred"], row["pred_norm"]), max(differences)
+        return chosen(ll, row["len_chars"]) != (row["pred"], row["pred_norm"]), max(differences)
 
 
 def differs_too_much(meta: dict[str, Any]) -> bool:

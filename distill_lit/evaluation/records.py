@@ -91,12 +91,9 @@ def make_rows(
     saves them (which turns numbers into text); of several filters the first one counts. `token_logprobs`: unless None,
     the rows have TOKEN_LOGPROBS too, a list of nats for each choice; it is empty where HFLM scored it, which keeps sums."""
     name = task.config.task
-    first = samples[0]["filter"] if samples else None
     seen: Counter[str] = Counter()
     rows = []
-    for sample in samples:
-        if sample["filter"] != first:
-            continue
+    for sample in of_first_filter(samples):
         arguments = [list(argument) for argument in sample["arguments"]]
         key = fingerprint([name, arguments])
         row = {**_empty_row(), "task": name, "key": f"{key}.{seen[key]}", "doc_id": int(sample["doc_id"])}
@@ -106,6 +103,11 @@ def make_rows(
         seen[key] += 1
         rows.append(row)
     return rows
+
+
+def of_first_filter(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those of the filter that counts, one for each document."""
+    return [sample for sample in samples if sample["filter"] == samples[0]["filter"]]
 
 
 def probe_row(
@@ -223,8 +225,8 @@ def _choice(task: Any, sample: dict[str, Any], token_counts: TokenCounts, scores
     measured = [pair[1] for pair in pairs] if task.multiple_input and "acc_norm" not in sample["metrics"] else texts
     lengths = [len(text) for text in measured]
     golds = _golds(task, sample, texts)
-    per_char = [score / max(1, length) for score, length in zip(ll, lengths, strict=True)]
-    pred, pred_norm = _argmax(ll), _argmax(per_char)
+    per_char = _per_char(ll, lengths)
+    pred, pred_norm = chosen(ll, lengths)
     gold = golds[0] if golds else -1
     right, right_norm = scores["correct"], scores["correct_norm"]
     metric = primary_metric(task)
@@ -290,6 +292,15 @@ def _shared_start(contexts: list[str]) -> str:
         return first
     length = next((n for n, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
     return first[: first.rfind(" ", 0, length) + 1]
+
+
+def chosen(ll: list[float], lengths: list[int]) -> tuple[int, int]:
+    """The choices that are best by log-probability, and by log-probability per character."""
+    return _argmax(ll), _argmax(_per_char(ll, lengths))
+
+
+def _per_char(ll: list[float], lengths: list[int]) -> list[float]:
+    return [score / max(1, length) for score, length in zip(ll, lengths, strict=True)]
 
 
 def _argmax(values: list[float]) -> int:

@@ -11,7 +11,7 @@ from distill_lit.evaluation.float32_check import COMPARABLE, Float32Check
 from distill_lit.evaluation.generative_metrics import answer_columns
 from distill_lit.evaluation.gold_answers import check_choices, check_gold
 from distill_lit.evaluation.lm_eval_patches import isolated_random_state
-from distill_lit.evaluation.records import CHANCE, has_gold, make_rows
+from distill_lit.evaluation.records import CHANCE, has_gold, make_rows, of_first_filter
 from distill_lit.evaluation.task_index import lm_eval_version
 from distill_lit.evaluation.task_metrics import primary_metric
 from distill_lit.evaluation.tasks import TaskSpec, load_task
@@ -36,18 +36,10 @@ def evaluate_task(
     float32_check: Float32Check | None = None,
 ) -> tuple[Rows, dict[str, Any]]:
     """(rows, meta) of one task, computed now; meta has what `float32_check` found, if it is given."""
-    from lm_eval.evaluator import evaluate
-
     require_chat_template(settings, lm.tokenizer, "this model")
     started = time.monotonic()
     with isolated_random_state():
-        task = load_task(spec)
-        task.set_config("num_fewshot", spec.num_fewshot)
-        task.set_fewshot_seed(settings.seed)
-        if spec.generation:
-            task.set_config("repeats", spec.generation.repeats)
-            task.set_config("generation_kwargs", spec.generation.generation_kwargs, update=True)
-        check_gold(spec, task)
+        task = _configured_task(spec, settings)
         documents = task.eval_docs  # made anew each time that a task with process_docs is asked for them
         total = len(documents)
         doc_indices = sample_documents(total, settings.limit, settings.seed, spec.name)
@@ -58,21 +50,12 @@ def evaluate_task(
             else None
         )
         lm.sampling_seed = settings.seed
-        results = evaluate(
-            lm,
-            {"tasks": {spec.name: task}},
-            samples={spec.name: doc_indices} if len(doc_indices) < total else None,
-            bootstrap_iters=0,  # intervals are ours; 100,000 draws of a perplexity take minutes
-            system_instruction=settings.system_instruction or None,
-            apply_chat_template=settings.apply_chat_template,
-            confirm_run_unsafe_code=spec.unsafe_code,
-            fewshot_as_multiturn=settings.apply_chat_template,
-        )
+        results = _ask(lm, task, spec, settings, doc_indices if len(doc_indices) < total else None)
         samples = results["samples"][spec.name]
         rows = make_rows(task, samples, lm.token_counts, lm.token_logprobs)
         compared = {}
         if float32_check and rows and task.OUTPUT_TYPE in COMPARABLE:
-            compared = float32_check.compare(lm.model, [s for s in samples if s["filter"] == samples[0]["filter"]], rows)
+            compared = float32_check.compare(lm.model, of_first_filter(samples), rows)
         if spec.generation:
             rows = [row | facts for row, facts in zip(rows, answer_columns(task, lm.answers), strict=True)]
     hidden = sum(not has_gold(task, documents[number]) for number in doc_indices)
@@ -84,6 +67,37 @@ def evaluate_task(
     asked = {**_settings(spec, settings, rows), "metric": primary_metric(task)}
     facts = {**asked, **counts, **scores, **compared, **_compute_meta(lm, task)}
     return rows, {**facts, "higher_is_better": bool(task.higher_is_better().get(facts["metric"], True))}
+
+
+def _configured_task(spec: TaskSpec, settings: EvaluationConfig) -> Any:
+    """The task as it is to be asked. Raises UserError where its right answers cannot be read."""
+    task = load_task(spec)
+    task.set_config("num_fewshot", spec.num_fewshot)
+    task.set_fewshot_seed(settings.seed)
+    if spec.generation:
+        task.set_config("repeats", spec.generation.repeats)
+        task.set_config("generation_kwargs", spec.generation.generation_kwargs, update=True)
+    check_gold(spec, task)
+    return task
+
+
+def _ask(
+    lm: "PrefixTreeLM", task: Any, spec: TaskSpec, settings: EvaluationConfig, doc_indices: list[int] | None
+) -> dict[str, Any]:
+    """lm-eval's results and samples. doc_indices: of the documents; None: all."""
+    from lm_eval.evaluator import evaluate
+
+    results: dict[str, Any] = evaluate(
+        lm,
+        {"tasks": {spec.name: task}},
+        samples=None if doc_indices is None else {spec.name: doc_indices},
+        bootstrap_iters=0,  # intervals are ours; 100,000 draws of a perplexity take minutes
+        system_instruction=settings.system_instruction or None,
+        apply_chat_template=settings.apply_chat_template,
+        confirm_run_unsafe_code=spec.unsafe_code,
+        fewshot_as_multiturn=settings.apply_chat_template,
+    )
+    return results
 
 
 def require_chat_template(settings: EvaluationConfig, tokenizer: "PreTrainedTokenizerBase", model: str) -> None:
