@@ -88,7 +88,7 @@ def _evaluate(options: argparse.Namespace, settings: "EvaluationConfig", console
 def _print_scores(result: "EvaluationResult", console: Console) -> None:
     from distill_lit.evaluation.result_files import standard_error
     from distill_lit.evaluation.task_scores import filtered_scores
-    from distill_lit.report.tables.footnotes import task_line, truncation_notes
+    from distill_lit.report.tables.footnotes import float32_notes, task_line, truncation_notes
 
     table = Table("task", "metric", "score ± standard error", "documents", "chance")
     for task, meta in result.meta.items():
@@ -97,9 +97,11 @@ def _print_scores(result: "EvaluationResult", console: Console) -> None:
             text = f"{score:.3f}" if error is None else f"{score:.3f} ± {error:.3f}"
             table.add_row(task, metric, text, f"{meta['n']:,}", f"{meta['chance']:.2f}")
     console.print(table)
+    lines = []
     for task, meta in result.meta.items():
-        ways = [meta["harness"], *truncation_notes(meta), *([meta["fallback"]] if meta["fallback"] else [])]
-        line = f"{task_line(task, meta, meta['n'], meta['chance'])}, {'; '.join(ways)}"
+        ways = [meta["harness"], meta["dtype"], *truncation_notes(meta), *([meta["fallback"]] if meta["fallback"] else [])]
+        lines.append(f"{task_line(task, meta, meta['n'], meta['chance'])}, {'; '.join(ways)}")
+    for line in [*lines, *float32_notes(result.meta.values())]:
         console.print(line, style="dim", highlight=False, markup=False, soft_wrap=True)
 
 

@@ -87,7 +87,7 @@ def evaluation_settings_notes(scores: Scores) -> list[str]:
     q = scores.analysis.confidence_level
     return [
         f"Evaluated with {', '.join(shared)}.",
-        *_float32_notes(scores),
+        *float32_notes(facts for tasks in scores.results.settings_by_model.values() for facts in tasks.values()),
         *_exceptions(scores, settings),
         f"Tasks: {'; '.join(tasks)}.",
         *_probe_notes(scores),
@@ -95,9 +95,9 @@ def evaluation_settings_notes(scores: Scores) -> list[str]:
     ]
 
 
-def _float32_notes(scores: Scores) -> list[str]:
-    """One line where answers in a lower precision were asked again in float32."""
-    known = [facts for model in scores.results.settings_by_model.values() for facts in model.values()]
+def float32_notes(settings: Iterable[Mapping[str, Any]]) -> list[str]:
+    """One line where answers in a lower precision were asked again in float32. settings: of records of tasks and models."""
+    known = list(settings)
     asked = sum(facts.get("float32_documents", 0) for facts in known)
     others = sum(facts.get("float32_other_answers", 0) for facts in known)
     return [f"Of {asked} answers that were asked again in float32, {others} differ."] if asked else []
