@@ -40,12 +40,14 @@ class LossInputs(NamedTuple):
 Loss = Callable[[LossInputs], Tensor]
 
 
-def random_loss_inputs(count: int, vocabulary: int, dtype: torch.dtype, device: torch.device) -> LossInputs:
+def random_loss_inputs(
+    count: int, vocabulary: int, dtype: torch.dtype, device: torch.device, width: int = HIDDEN_SIZE
+) -> LossInputs:
     """Random states; logits with a standard deviation of about 3."""
     torch.manual_seed(0)
-    scale = 3 / HIDDEN_SIZE**0.5
-    hidden, teacher_hidden = (torch.randn(count, HIDDEN_SIZE, device=device).to(dtype) for _ in range(2))
-    weight, teacher_weight = (torch.randn(vocabulary, HIDDEN_SIZE, device=device).mul_(scale) for _ in range(2))
+    scale = 3 / width**0.5
+    hidden, teacher_hidden = (torch.randn(count, width, device=device).to(dtype) for _ in range(2))
+    weight, teacher_weight = (torch.randn(vocabulary, width, device=device).mul_(scale) for _ in range(2))
     labels = torch.randint(0, vocabulary, (count,), device=device)
     return LossInputs(hidden.requires_grad_(), weight.requires_grad_(), teacher_hidden, teacher_weight.to(dtype), labels)
 
@@ -103,15 +105,20 @@ def liger_loss(tokens: LossInputs) -> Tensor:
 
 
 def matmul_floor(tokens: LossInputs, chunk: int = 1024) -> Callable[[], None]:
-    """The matrix products that no method can do without, forward and backward, and nothing else."""
-    weight = tokens.product_weight.detach()
+    """The matrix products that no method can do without, forward and backward, and nothing else: what they write to is
+    allocated before."""
+    weight, states = tokens.product_weight.detach(), tokens.hidden.detach()
+    products = states.new_empty(min(chunk, len(states)), len(weight))
+    teacher_products, to_states, to_weight = torch.empty_like(products), torch.empty_like(states), torch.empty_like(weight)
 
     def run() -> None:
-        for start in range(0, len(tokens.labels), chunk):
-            hidden = tokens.hidden.detach()[start : start + chunk]
-            gradient = hidden @ weight.t()
-            tokens.teacher_hidden[start : start + chunk] @ tokens.teacher_weight.t()
-            gradient @ weight, gradient.t() @ hidden
+        for start in range(0, len(states), chunk):
+            hidden = states[start : start + chunk]
+            gradient = torch.mm(hidden, weight.t(), out=products[: len(hidden)])
+            teacher_hidden = tokens.teacher_hidden[start : start + chunk]
+            torch.mm(teacher_hidden, tokens.teacher_weight.t(), out=teacher_products[: len(hidden)])
+            torch.mm(gradient, weight, out=to_states[start : start + chunk])
+            torch.mm(gradient.t(), hidden, out=to_weight)
 
     return run
 
@@ -138,11 +145,15 @@ LOGITS_BYTES = {PLAIN: 26, PLAIN_CE_KL: 30, TORCHTUNE: 16}  # bytes per token an
 
 
 def check_gradients_match(tokens: LossInputs, losses: dict[str, Loss]) -> None:
-    """Raises AssertionError unless all one-term contenders have the same gradient on some of the tokens."""
+    """Raises AssertionError unless all contenders have plain PyTorch's gradient, of one term or two, on some of the
+    tokens."""
     few = LossInputs(*(t[:256].detach() if len(t) == len(tokens.labels) else t.detach() for t in tokens))
     few = few._replace(hidden=few.hidden.requires_grad_(), weight=few.weight.requires_grad_())
-    wanted = torch.autograd.grad(plain_pytorch_loss(few), (few.hidden, few.weight))
-    for name in set(losses) - {OURS_CE_KL, PLAIN_CE_KL}:
-        for ours_, theirs in zip(torch.autograd.grad(losses[name](few), (few.hidden, few.weight)), wanted, strict=True):
-            error = (ours_ - theirs).float().norm() / theirs.float().norm()
-            assert error < (0.02 if few.hidden.dtype == torch.bfloat16 else 1e-4), f"{name}: gradient off by {error:.3f}"
+    for with_labels, names in ((False, set(losses) - {OURS_CE_KL, PLAIN_CE_KL}), (True, {OURS_CE_KL} & set(losses))):
+        wanted = torch.autograd.grad(plain_pytorch_loss(few, with_labels), (few.hidden, few.weight))
+        for name in names:
+            found = torch.autograd.grad(losses[name](few), (few.hidden, few.weight))
+            for ours_, theirs in zip(found, wanted, strict=True):
+                error = (ours_ - theirs).float().norm() / theirs.float().norm()
+                limit = 0.02 if few.hidden.dtype == torch.bfloat16 else 1e-4
+                assert error < limit, f"{name}: gradient off by {error:.3f}"

@@ -3,8 +3,8 @@
 The LM heads and the loss alone, and whole training steps, against plain PyTorch (both logit tensors), trl's chunked
 divergence, torchtune's chunked loss, on CUDA Liger's fused one, and the floor: the matrix products alone, of the head or
 of the whole step (`step_floor.py`). All in one process, interleaved; the forward KL at T = 1 unless said otherwise. Before
-it is timed, each must give plain PyTorch's loss and gradient. Writes benchmarks/kd_step.md and kd_step.csv (with --device
-cuda: kd_step_cuda.*).
+the head is timed, each must give plain PyTorch's gradient. Writes benchmarks/kd_step.md and kd_step.csv after each case
+(with --device cuda: kd_step_cuda.*).
 """
 
 # ruff: noqa: E402
@@ -25,6 +25,7 @@ import torch
 from helpers import reference_libraries
 from torch import Tensor
 
+from benchmarks.arguments import existing_folder, positive
 from benchmarks.kd_losses import (
     COMPILED,
     FLOOR,
@@ -60,8 +61,8 @@ def lm_head_runs(tokens: LossInputs) -> dict[str, Callable[[], None]]:
     """{contender: its forward and backward pass}, of those whose logits fit the memory."""
 
     def run(loss: Loss) -> None:
-        tokens.hidden.grad = tokens.weight.grad = None
         loss(tokens).backward()
+        tokens.hidden.grad = tokens.weight.grad = None  # now: left over, they would hide as much of the next peak
 
     logits, memory = tokens.hidden.shape[0] * tokens.weight.shape[0], 0.6 * free_memory(tokens)
     fits = {
@@ -98,7 +99,6 @@ def step_runs(
         optimizer = distiller.configure_optimizers()
 
         def step() -> None:
-            optimizer.zero_grad()
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                 hidden = last_hidden_state(distiller.student, batch)[:, :-1].flatten(0, 1).to(dtype)
                 target = offline_target or distiller.loss.teacher.target(batch, loss_mask)
@@ -109,6 +109,7 @@ def step_runs(
                 )
             ).backward()
             optimizer.step()
+            optimizer.zero_grad()  # now: gradients left over would hide as much of the next peak
 
         return step
 
@@ -123,13 +124,18 @@ def step_runs(
 def new_distiller(dtype: torch.dtype, device: torch.device, quick: bool, compiled: bool, reference: str = "") -> Distiller:
     """Teacher and student as a training has them; compiled: with `training.compile`; reference: of another teacher."""
     folder = model_folder(reference or TEACHER)
-    shape = StudentConfig(num_layers=2 if quick else 6, layers="uniform")
+    shape = StudentConfig(num_layers=student_layers(quick), layers="uniform")
     student = initial_student(shape, folder, CalibrationData([], ""), seed=0).to(device).train()
     training, vocab_size = TrainingConfig(compile="always" if compiled else "never"), lm_head_rows(student)
     prepare_student(student, training)
     teacher = OnlineTeacher(load_model(folder, dtype).to(device), vocab_size, compiled)
     # a constant learning rate: the schedule would need a Trainer
     return Distiller(student, teacher, ONE_TERM, vocab_size=vocab_size, optimizer=optimizer_settings(training)["optimizer"])
+
+
+def student_layers(quick: bool) -> int:
+    """Of whole steps."""
+    return 2 if quick else 6
 
 
 def random_batch(vocabulary: int, shape: tuple[int, int], device: torch.device) -> dict[str, Tensor]:
@@ -193,16 +199,17 @@ def write_results(
 ) -> str:
     """Writes the table, and returns it as Markdown."""
     table = pd.DataFrame(rows)
-    output_path = Path(arguments.out) / ("kd_step_cuda" if device.type == "cuda" else "kd_step")
+    output_path = arguments.out / ("kd_step_cuda" if device.type == "cuda" else "kd_step")
     table.to_csv(output_path.with_suffix(".csv"), index=False, float_format="%.4g")
-    flags = ["--quick"] * arguments.quick + ["--lm-head-only"] * arguments.lm_head_only + [f"--device {device.type}"]
     lines = [
         "# Time and memory of a distillation step",
         "",
-        f"`python benchmarks/kd_step.py {' '.join(flags)}`, {arguments.rounds} "
-        f"interleaved rounds, medians, {str(dtype).removeprefix('torch.')} products, width {HIDDEN_SIZE}. Peak: beyond ",
-        f"weights, optimizer and inputs. Compared with: {', '.join(reference_libraries.PINNED)}. A method that",
-        "a case lacks did not fit.",
+        f"`{' '.join(['python benchmarks/kd_step.py', *sys.argv[1:]])}`, {arguments.rounds} interleaved rounds, medians, "
+        f"{str(dtype).removeprefix('torch.')} products (on CPUs trl multiplies bfloat16 numbers in float32), heads alone "
+        f"of width {HIDDEN_SIZE}. Whole steps: {arguments.teacher or 'SmolLM2-135M'} teaches "
+        f"{student_layers(arguments.quick)} of its layers. Ours, as in a training, has the element-wise part of its loss "
+        "compiled where that works. Peak: beyond weights, optimizer and inputs; the floor writes to memory that is there. "
+        f"Compared with: {', '.join(reference_libraries.PINNED)}. A method that a case lacks did not fit.",
         "",
         "Machine: " + ", ".join(f"{key} {value}" for key, value in hardware.describe_hardware().items() if value),
     ]
@@ -242,9 +249,12 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="one small case and one small step, to see that it runs")
     parser.add_argument("--lm-head-only", action="store_true", help="no whole step, so no teacher to download")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=positive, default=3)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--teacher", default="", help="reference of another teacher than SmolLM2-135M")
     parser.add_argument("--dtype", default="", choices=("", "float32", "bfloat16"), help="default: the machine's fastest")
-    parser.add_argument("--out", default=str(Path(__file__).parent), help="folder of the tables")
-    main(parser.parse_args())
+    parser.add_argument("--out", type=existing_folder, default=Path(__file__).parent, help="folder of the tables")
+    options = parser.parse_args()
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: PyTorch sees no GPU")
+    main(options)

@@ -52,22 +52,26 @@ def body_shapes(model: Any, rows: int, length: int, is_trained: bool) -> Iterato
 
 
 def run_products(shapes: list[MatmulShape], dtype: torch.dtype, device: torch.device) -> Callable[[], None]:
-    """All of these as plain `torch.matmul`; operands are made before, shared by products of one shape."""
+    """All of these as plain `torch.matmul`; operands and what is written to are made before, shared by products of one
+    shape."""
     operands: dict[tuple[int, ...], Tensor] = {}
+    outputs: dict[tuple[int, ...], Tensor] = {}
 
     def operand(*shape: int) -> Tensor:
         if shape not in operands:
             operands[shape] = torch.randn(shape, device=device).to(dtype)
         return operands[shape]
 
-    pairs = []
+    products = []
     for batch, rows, inner, columns in shapes:
         many = (batch,) if batch > 1 else ()
-        pairs.append((operand(*many, rows, inner), operand(*many, inner, columns)))
+        left, right = operand(*many, rows, inner), operand(*many, inner, columns)
+        shape = (*many, rows, columns)
+        products.append((left, right, outputs.setdefault(shape, torch.empty(shape, dtype=dtype, device=device))))
 
     def run() -> None:
-        for left, right in pairs:
-            torch.matmul(left, right)
+        for left, right, output in products:
+            torch.matmul(left, right, out=output)
 
     return run
 
@@ -80,7 +84,8 @@ def step_floor(
     if teacher is not None:
         shapes += body_shapes(teacher, *shape, is_trained=False)
     body = run_products(shapes, dtype, device)
-    heads = matmul_floor(random_loss_inputs(shape[0] * (shape[1] - 1), vocab_size, dtype, device))
+    width = student.config.get_text_config().hidden_size
+    heads = matmul_floor(random_loss_inputs(shape[0] * (shape[1] - 1), vocab_size, dtype, device, width))
 
     def run() -> None:
         body()
