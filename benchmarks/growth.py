@@ -3,7 +3,7 @@
 A distillation step over the student's layers, the tokens of a row and the vocabulary; planning over the runs of a grid;
 evaluating and drawing a report over documents. Models are small and random: what counts is how much longer twice as much
 takes. Seconds of one processor, so that other work on the machine matters little. Writes benchmarks/growth.md, growth.csv
-and growth.png.
+and growth.png after each case.
 """
 
 # ruff: noqa: E402
@@ -26,11 +26,13 @@ import torch
 from helpers.synthetic_results import build
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from benchmarks.arguments import existing_folder, positive
 from benchmarks.launcher_throughput import load
 from benchmarks.prefix_tree_lm import TEACHER, build_requests
 from distill_lit import Distiller, losses
 from distill_lit.config.evaluation import AnalysisConfig
 from distill_lit.evaluation.prefix_tree_lm import PrefixTreeLM
+from distill_lit.experiment.experiment import Experiment
 from distill_lit.models import load_tokenizer, model_folder
 from distill_lit.profiling.memory import read_peak_memory, reset_peak_memory
 from distill_lit.report import build_report_bundle, render_report
@@ -73,17 +75,23 @@ def distillation_step(layers: int = LAYERS, tokens: int = TOKENS, vocabulary: in
     }  # fmt: skip
 
     def step() -> None:
-        module.student.zero_grad()
         module.loss(module.student, batch, 0.0, compute_metrics=False, with_teacher=True).total.backward()
+        module.student.zero_grad()  # now: gradients left over would hide as much of the next peak
 
     step()
     return step
 
 
 def planning(hundreds: int, folder: Path) -> Callable[[], object]:
-    """Every run of a grid checked, named and identified."""
-    experiment = load(folder, hundreds)
-    return lambda: (experiment.validate(), experiment.runs)
+    """Every run of a grid checked, named and identified; each time by an experiment that has planned nothing yet."""
+    config = load(folder, hundreds).config
+
+    def plan() -> int:
+        experiment = Experiment(config, folder)
+        experiment.validate()
+        return len(experiment.runs)
+
+    return plan
 
 
 def evaluation(documents: int, folder: Path) -> Callable[[], object]:
@@ -194,15 +202,20 @@ def main() -> None:
     """Measures, prints and writes; see the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="the two smallest sizes, once: to see that it runs")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder of the tables and the figure")
+    parser.add_argument("--rounds", type=positive, default=3)
+    parser.add_argument(
+        "--out", type=existing_folder, default=Path(__file__).parent, help="folder of the tables and the figure"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     rounds, count = (1, 2) if options.quick else (options.rounds, None)
-    table = pd.DataFrame([row for case in CASES for row in measure(case, case.sizes[:count], rounds)])
-    table.to_csv(options.out / "growth.csv", index=False, float_format="%.6g")
-    draw(table, options.out / "growth.png")
-    (options.out / "growth.md").write_text(render_page(table, rounds), encoding="utf-8")
+    rows: list[dict[str, Any]] = []
+    for case in CASES:
+        rows += measure(case, case.sizes[:count], rounds)
+        table = pd.DataFrame(rows)
+        table.to_csv(options.out / "growth.csv", index=False, float_format="%.6g")
+        draw(table, options.out / "growth.png")
+        (options.out / "growth.md").write_text(render_page(table, rounds), encoding="utf-8")
 
 
 if __name__ == "__main__":
