@@ -2,9 +2,10 @@
 
 The steps of kd_step.py, ours, online and offline teacher, by torch's profiler: seconds of a step in matrix products,
 attention, the optimizer, copies and casts, the rest of the operators, and in none of them, which is Python and waiting;
-each as a share of the step and in units of its floor. The shares of operators are the profiler's, scaled by what the step
-takes without it. `--quickstart` runs `make quickstart` with Python's own profiler in every process, and says what its
-packages take. Writes profile_step.md and .csv (with --device cuda: profile_step_cuda.*), or profile_quickstart.*.
+each as a share of the step and in units of its floor. On a CPU the shares of operators are the profiler's, which slows
+them, scaled by what the step takes without it; on a GPU they are the kernels' own seconds. `--quickstart` runs `make
+quickstart` with Python's own profiler in every process, and says what its packages take. Writes profile_step.md and .csv
+(with --device cuda: profile_step_cuda.*), or profile_quickstart.*.
 """
 
 # ruff: noqa: E402
@@ -25,6 +26,8 @@ sys.path[0] = str(ROOT)
 sys.path.append(str(ROOT / "tests"))
 
 import pandas as pd
+
+from benchmarks.arguments import existing_folder, positive
 
 # the first that has an operator's name (aten::), or a part of it
 GROUPS = {
@@ -72,11 +75,12 @@ def profile(run: Callable[[], None], floor: Callable[[], None], rounds: int, is_
     with torch_profile(activities=activities) as recorded:
         profiled = sum(time_run(run) for _ in range(rounds))
     seconds: dict[str, float] = defaultdict(float)
+    scale = 1 / rounds if is_cuda else whole / profiled  # the profiler slows Python and operators, but no kernel
     for event in recorded.key_averages():
         if event.device_type != DeviceType.CPU:  # the time of a kernel is that of the operator which started it
             continue
         spent = event.self_device_time_total if is_cuda else event.self_cpu_time_total
-        seconds[group_of(event.key)] += spent / 1e6 * whole / profiled
+        seconds[group_of(event.key)] += spent / 1e6 * scale
     seconds[NONE] = max(0.0, whole - sum(seconds.values()))
     rows = [("step", whole), *sorted(seconds.items(), key=lambda pair: -pair[1]), ("floor", least)]
     return [{"part": name, "seconds": s, "share": s / whole, "time / floor": s / least} for name, s in rows]
@@ -136,10 +140,21 @@ def _package(file: str) -> str:
     return "importing" if "importlib" in file else "C" if file == "~" else "Python"
 
 
-def write(table: pd.DataFrame, path: Path, title: str) -> None:
-    """The table as CSV and Markdown."""
+def write(table: pd.DataFrame, path: Path, title: str, measured: str) -> None:
+    """The table as CSV and Markdown. measured: what and how."""
+    from distill_lit.utils import hardware
+
     table.to_csv(path.with_suffix(".csv"), index=False, float_format="%.4g")
-    lines = [f"# {title}", "", "| " + " | ".join(table.columns) + " |", "|---|" + "---:|" * (len(table.columns) - 1)]
+    command = " ".join(["python benchmarks/profile_step.py", *sys.argv[1:]])
+    machine = ", ".join(f"{key} {value}" for key, value in hardware.describe_hardware().items() if value)
+    lines = [
+        f"# {title}",
+        "",
+        f"`{command}`: {measured} Machine: {machine}.",
+        "",
+        "| " + " | ".join(table.columns) + " |",
+        "|---|" + "---:|" * (len(table.columns) - 1),
+    ]
     for row in table.itertuples(index=False):
         lines.append("| " + " | ".join(value if isinstance(value, str) else f"{value:.3g}" for value in row) + " |")
     path.with_suffix(".md").write_text("\n".join([*lines, ""]), encoding="utf-8")
@@ -148,20 +163,28 @@ def write(table: pd.DataFrame, path: Path, title: str) -> None:
 
 def main(arguments: argparse.Namespace) -> None:
     """Profiles what is asked for, and writes it."""
-    out = Path(arguments.out)
+    out = arguments.out
     if arguments.quickstart:
-        write(profile_quickstart(), out / "profile_quickstart", "Where the time of the quickstart goes")
+        how = "each function's own seconds in all processes under Python's profiler, which slows them; whole: of the clock."
+        write(profile_quickstart(), out / "profile_quickstart", "Where the time of the quickstart goes", how)
         return
     name = "profile_step_cuda" if arguments.device == "cuda" else "profile_step"
-    write(profile_steps(arguments), out / name, "Where the time of a step goes")
+    how = f"the steps of [kd_step.md](kd_step.md), ours, median seconds of {arguments.rounds} rounds without the profiler."
+    write(profile_steps(arguments), out / name, "Where the time of a step goes", how)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quickstart", action="store_true", help="the quickstart, not a step")
     parser.add_argument("--quick", action="store_true", help="a small step, to see that it runs")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=positive, default=3)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--teacher", default="", help="reference of the teacher; default: that of kd_step.py")
-    parser.add_argument("--out", default=str(Path(__file__).parent), help="folder of the tables")
-    main(parser.parse_args())
+    parser.add_argument("--out", type=existing_folder, default=Path(__file__).parent, help="folder of the tables")
+    options = parser.parse_args()
+    if options.device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            parser.error("--device cuda: PyTorch sees no GPU")
+    main(options)
