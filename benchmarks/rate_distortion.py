@@ -16,8 +16,10 @@ sys.path[0] = str(ROOT)
 
 import pandas as pd
 
+from benchmarks.arguments import existing_folder
 from distill_lit.config.roles import Role
 from distill_lit.experiment.experiment import Experiment
+from distill_lit.report.figures.style import VARIANT_COLORS, VARIANT_MARKERS
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import read_mapping, write_text
 
@@ -68,14 +70,19 @@ def draw(table: pd.DataFrame, path: Path) -> None:
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(figsize=(6.4, 4.4), layout="constrained")
-    for kind, part in table.groupby("kind", sort=False):
+    looks = zip(VARIANT_COLORS, VARIANT_MARKERS, strict=False)
+    for (kind, part), (color, marker) in zip(table.groupby("kind", sort=False), looks, strict=False):
+        label = KINDS.get(str(kind), kind)
         axes.errorbar(
-            part["bytes_per_token"], part["kl"], yerr=part["kl_error"], marker="o", label=KINDS[str(kind)], capsize=3
+            part["bytes_per_token"], part["kl"], yerr=part["kl_error"], color=color, marker=marker, label=label, capsize=3
         )
     axes.set(
         xscale="log", yscale="log", xlabel="bytes for each token", ylabel="KL of the student to the teacher, nats per token"
     )
-    axes.legend()
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("{x:g}")  # all values may lie between two powers of ten
+    axes.legend(title="mean ± standard error over seeds")
     figure.savefig(path, dpi=150)
     plt.close(figure)
 
@@ -84,12 +91,15 @@ def main() -> None:
     """Reads runs, writes the table and the figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("overrides", nargs="*", help="key=value, as the experiment was run with")
-    parser.add_argument("--root", type=Path, default=Path(), help="folder that has runs/rate_distortion")
+    parser.add_argument("--root", type=existing_folder, default=Path(), help="folder that has runs/rate_distortion")
     options = parser.parse_args()
-    experiment = Experiment.from_yaml(EXPERIMENT, options.overrides, options.root)
+    try:
+        experiment = Experiment.from_yaml(EXPERIMENT, options.overrides, options.root)
+        table = summarize(collect(experiment))
+    except UserError as error:
+        parser.error(str(error))
     folder = ROOT / "results" / experiment.name
     folder.mkdir(parents=True, exist_ok=True)
-    table = summarize(collect(experiment))
     write_text(folder / TABLE, table.to_csv(index=False, float_format="%.6g"))
     draw(table, folder / FIGURE)
     print(table.to_string(index=False))

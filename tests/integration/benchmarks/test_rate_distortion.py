@@ -1,6 +1,7 @@
 """The rate-distortion curve from finished runs: what is averaged, and what it says where a run is missing."""
 
 import importlib.util
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -38,5 +39,17 @@ def test_every_variant_has_the_bytes_of_its_cache_and_the_mean_over_seeds(benchm
     assert table["bytes_per_token"].tolist() == [578.0, 218.0, 20.0]
     assert table["kl"].tolist() == [0.625] * 3
     assert table["kl_error"].tolist() == [0.125] * 3  # two values 0.25 apart
-    benchmark.draw(pd.concat([table]), tmp_path / "curve.png")
+    benchmark.draw(pd.concat([table, table.assign(kind="of an override")]), tmp_path / "curve.png")
     assert (tmp_path / "curve.png").stat().st_size > 1000
+
+
+def test_runs_that_are_not_done_are_one_line_and_no_file(
+    benchmark: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(benchmark, "ROOT", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["rate_distortion.py", "--root", str(tmp_path), "name=other"])
+    with pytest.raises(SystemExit) as ended:
+        benchmark.main()
+    assert ended.value.code == 2
+    assert "run the experiment first" in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "results").exists()
