@@ -25,6 +25,7 @@ from distill_lit.utils.files import read_mapping, write_text
 EXPERIMENT = ROOT / "experiments" / "rate_distortion.yaml"
 TABLE, FIGURE = "rate_distortion.csv", "rate_distortion.png"
 LABELS_ALONE = "labels"
+TICKS = (20, 50, 100, 200, 500, 1000)  # bytes
 # of a variant, by the first part of its name: what the figure calls it, its color and its marker
 KINDS = {
     "top": ("top k, truncated KL", RED, "s"),
@@ -99,7 +100,8 @@ def draw(table: pd.DataFrame, path: Path) -> None:
             axes.axhline(level, color=GREY, linestyle="--", linewidth=1, label="labels alone, no teacher")
         axes.set(xscale="log", yscale="log", xlabel="bytes kept of the teacher for each token")
         axes.set_ylabel("KL of the student to the teacher, nats per token")
-        axes.xaxis.set_major_formatter("{x:g}")
+        axes.set_xticks(TICKS, list(map(str, TICKS)))
+        axes.xaxis.minorticks_off()
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter("{x:g}")
         figure.legend(loc="outside upper left", ncols=3)
