@@ -3,14 +3,13 @@
 the trained student, and FOLDER/NAME.json, the seconds of each step and the peak memory.
 
 Every trainer has the same rows in the same order, AdamW with the same numbers at a constant rate, clipping at 1, and the
-forward KL at temperature 1. What the others lack is made up for in their favour: rows are ready-made, and trl's gradient
-checkpointing, which is on by default, is off.
+forward KL at temperature 1. What the others lack is made up for in their favour: rows are ready-made, trl's gradient
+checkpointing, which is on by default, is off, and no model keeps keys and values.
 """
 
 # ruff: noqa: E402
 import functools
 import json
-import resource
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -197,7 +196,8 @@ def trl_distillation(job: Job) -> None:
 
 
 def distillkit(job: Job) -> None:
-    """Arcee's DistillKit with its online teacher; it computes a cross-entropy too, whether or not it is a term."""
+    """Arcee's DistillKit with its online teacher; it computes a cross-entropy too, whether or not it is a term, and its
+    divergence has the last position of a row, which predicts none of its tokens."""
     from distillkit.configuration import DistillationRunConfig
     from distillkit.signals import OnlineSignalSource
     from distillkit.trainer import DistillationTrainer
@@ -210,6 +210,8 @@ def distillkit(job: Job) -> None:
         teacher={"kind": "hf", "path": "teacher"}, loss_functions=[{"function": "kl", "weight": 1.0, "temperature": 1.0}],
     )  # fmt: skip
     options = {**training_arguments(job), "train_sampling_strategy": "sequential", "max_length": job.rows.shape[1]}
+    if job.dtype == "bfloat16":
+        job.teacher.to(torch.bfloat16)  # its teacher is under no autocast, and would compute in float32
     DistillationTrainer(
         model=job.student,
         config=config,
@@ -240,13 +242,17 @@ def main(name: str, folder: Path) -> None:
     settings = json.loads((folder / "settings.json").read_text())
     models = [AutoModelForCausalLM.from_pretrained(folder / part, dtype=torch.float32) for part in ("student", "teacher")]
     rows = torch.from_numpy(np.load(folder / "rows.npy"))
+    for model in models:
+        model.config.use_cache = False  # no trainer copies keys and values for a generation that never comes
     job = Job(*models, rows, settings["batch"], settings["dtype"], folder, [])
     torch.manual_seed(0)
     start = time.perf_counter()
     CONTENDERS[name](job)
-    job.student.save_pretrained(folder / name)
+    from distill_lit.profiling.memory import read_peak_memory  # imported when the peak is past
+
+    peak = read_peak_memory(torch.device("cpu"))  # not ru_maxrss, which begins at the peak of the process that started this
     seconds = np.diff([start, *job.ends]).tolist()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    job.student.save_pretrained(folder / name)
     (folder / f"{name}.json").write_text(json.dumps({"seconds": seconds, "peak": peak}))
 
 

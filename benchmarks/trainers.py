@@ -1,9 +1,9 @@
 """How fast and how small are whole trainers? `python benchmarks/trainers.py` (2 cores: half an hour; `--quick`: minutes).
 
 distill-lit, plain Lightning, trl's GKDTrainer and DistillationTrainer and, with `--distillkit CHECKOUT`, Arcee's DistillKit
-train the same student from the same teacher on the same rows, each in a process of its own, in turn. Then all students are
+train the same student from the same teacher on the same rows, each in a process of its own, in turn. All students are
 asked for their loss on held-out rows: who computes the same must have learned the same. Writes benchmarks/trainers.md and
-trainers.csv.
+trainers.csv anew after each training; a trainer that fails is left out from then on, and the exit code is 1.
 """
 
 # ruff: noqa: E402
@@ -26,6 +26,7 @@ import pandas as pd
 import torch
 from helpers import reference_libraries
 
+from benchmarks.arguments import existing_folder, positive
 from benchmarks.kd_step import TEACHER
 from benchmarks.trainer_contenders import CONTENDERS
 from distill_lit.config import StudentConfig
@@ -35,7 +36,7 @@ from distill_lit.utils import hardware
 
 HELD_OUT_ROWS = 8
 WARM_UP_STEPS = 2  # not counted: the first compiles, and both fill caches
-OURS, PLAIN = "distill-lit", "plain Lightning"
+OURS = "distill-lit"  # the first of CONTENDERS
 
 
 def prepare(folder: Path, options: argparse.Namespace) -> None:
@@ -84,14 +85,14 @@ def held_out_kl(folder: Path, name: str) -> float:
 
 
 def result_rows(measured: dict[str, list[dict[str, Any]]], loss: dict[str, float], tokens: int) -> pd.DataFrame:
-    """One row per trainer: medians over all counted steps of all rounds, their range, ratios to ours."""
+    """One row per trainer: medians over all counted steps of all rounds, their range, ratios to ours, which has run."""
     rows = []
     for name, rounds in measured.items():
         seconds = np.concatenate([one["seconds"][WARM_UP_STEPS:] for one in rounds])
         rows.append({
             "trainer": name, "seconds": float(np.median(seconds)), "least": seconds.min(), "most": seconds.max(),
             "tokens_per_second": tokens / float(np.median(seconds)),
-            "first_step": float(np.median([one["seconds"][0] for one in rounds])),
+            "first_step": rounds[0]["seconds"][0],  # of others the compiled code is there already
             "peak_gib": max(one["peak"] for one in rounds) / 2**30, "held_out_kl": loss[name],
         })  # fmt: skip
     table = pd.DataFrame(rows)
@@ -99,22 +100,25 @@ def result_rows(measured: dict[str, list[dict[str, Any]]], loss: dict[str, float
     return table.assign(time_ratio=table["seconds"] / ours["seconds"], memory_ratio=table["peak_gib"] / ours["peak_gib"])
 
 
-def render_page(table: pd.DataFrame, options: argparse.Namespace, untrained: float) -> str:
-    """The table, and what it was measured on."""
+def render_page(table: pd.DataFrame, options: argparse.Namespace, untrained: float, failed: dict[str, int]) -> str:
+    """The table, and what it was measured on. failed: {trainer: in which round}."""
     machine = hardware.describe_hardware()
     columns = ("trainer", "tokens per second", "seconds per step", "time / ours", "first step s", "peak GiB",
                "memory / ours", "held-out KL, nats")  # fmt: skip
     lines = [
         "# Whole trainers side by side",
         "",
-        f"`{' '.join(['python benchmarks/trainers.py', *sys.argv[1:]])}`: SmolLM2-135M teaches {options.layers} of its "
-        f"layers by the forward KL; {options.steps} steps of {options.batch} × {options.length} tokens of Wikipedia, "
-        f"{options.dtype}, {options.rounds} interleaved rounds on {machine['processor']}, {machine['cores']} cores, "
-        f"torch {machine['torch']}; {reference_libraries.PINNED[0]}. Seconds: median [least, most] of the steps after the "
-        f"{WARM_UP_STEPS} first. First step: with what is made before it, compiling included. Peak: resident memory of the "
-        f"whole process, models and libraries included. Held-out KL: to the teacher, after training; {untrained:.3f} "
-        "before. What the others lack is made up for in their favour: rows are ready-made, trl's gradient checkpointing is "
-        "off. torchtune's recipe is not in the table: it trains adapters alone, and refuses CPUs; its loss is in "
+        f"`{' '.join(['python benchmarks/trainers.py', *sys.argv[1:]])}`: {options.teacher or 'SmolLM2-135M'} teaches "
+        f"{options.layers} of its layers by the forward KL; {options.steps} steps of {options.batch} × {options.length} "
+        f"tokens of Wikipedia, {options.dtype}, {options.rounds} interleaved rounds on {machine['processor']}, "
+        f"{machine['cores']} cores, torch {machine['torch']}; {reference_libraries.PINNED[0]}. "
+        "Seconds: median [least, most] of the steps after the "
+        f"{WARM_UP_STEPS} first. First step: of the first round, with what is imported and made before it, compiling "
+        "included. Peak: resident memory of the whole process, models and libraries included, the most of all rounds. "
+        f"Held-out KL: to the teacher, after training; {untrained:.3f} before. What the others lack is made up for in "
+        "their favour: rows are ready-made, trl's gradient checkpointing is off, no model keeps keys and values. "
+        "DistillKit computes the cross-entropy of the labels too, and its KL has the last position of each row. "
+        "torchtune's recipe is not in the table: it trains adapters alone, and refuses CPUs; its loss is in "
         "[kd_step.md](kd_step.md).",
         "",
         f"| {' | '.join(columns)} |",
@@ -127,43 +131,82 @@ def render_page(table: pd.DataFrame, options: argparse.Namespace, untrained: flo
             f"{row.held_out_kl:.4f}",
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
+    if failed:
+        lines += ["", "Failed: " + ", ".join(f"{name} in round {number}" for name, number in failed.items()) + "."]
     return "\n".join([*lines, ""])
 
 
-def main() -> None:
-    """Measures, prints and writes; see the module's docstring."""
+def measure(names: list[str], folder: Path, options: argparse.Namespace) -> dict[str, int]:
+    """Trains in turn, ours first, and writes what there is after each training. Returns {trainer that failed: in which
+    round}."""
+    measured: dict[str, list[dict[str, Any]]] = {}
+    losses: dict[str, float] = {}
+    failed: dict[str, int] = {}
+    untrained = held_out_kl(folder, "student")
+    for number in range(1, options.rounds + 1):
+        for name in names:
+            if name in failed:
+                continue
+            try:
+                found = train(name, folder, options.distillkit)
+            except subprocess.CalledProcessError:
+                if not measured:
+                    sys.exit(f"{name} failed: there is nothing to compare with")
+                failed[name] = number
+            else:
+                measured.setdefault(name, []).append(found)
+                losses[name] = held_out_kl(folder, name)
+            table = result_rows(measured, losses, options.batch * options.length)
+            table.to_csv(options.out / "trainers.csv", index=False, float_format="%.6g")
+            page = render_page(table, options, untrained, failed)
+            (options.out / "trainers.md").write_text(page, encoding="utf-8")
+    return failed
+
+
+def parse_options() -> argparse.Namespace:
+    """Ends with a line and code 2 for options that cannot be measured."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="two layers, few small steps: to see that it runs")
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=8)
-    parser.add_argument("--batch", type=int, default=8, help="rows per step")
-    parser.add_argument("--length", type=int, default=256, help="tokens per row")
-    parser.add_argument("--layers", type=int, default=6, help="of the student")
+    parser.add_argument("--rounds", type=positive, default=2)
+    parser.add_argument(
+        "--steps", type=positive, default=8, help=f"of each training, the {WARM_UP_STEPS} first not counted"
+    )
+    parser.add_argument("--batch", type=positive, default=8, help="rows per step")
+    parser.add_argument("--length", type=positive, default=256, help="tokens per row")
+    parser.add_argument("--layers", type=positive, default=6, help="of the student")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the products")
     parser.add_argument("--teacher", default="", help="reference of another teacher than SmolLM2-135M")
     parser.add_argument(
         "--distillkit", default="", metavar="CHECKOUT", help="folder of https://github.com/arcee-ai/DistillKit"
     )
-    parser.add_argument("--only", nargs="*", default=list(CONTENDERS), choices=list(CONTENDERS), help="trainers")
-    parser.add_argument("--out", default=str(Path(__file__).parent), help="folder of the tables")
+    parser.add_argument(
+        "--only", nargs="+", default=[], choices=list(CONTENDERS), help="trainers; ours, which the ratios are to, always"
+    )
+    parser.add_argument("--out", type=existing_folder, default=Path(__file__).parent, help="folder of the tables")
     options = parser.parse_args()
     if options.quick:
         options.rounds, options.steps, options.batch, options.length, options.layers = 1, 4, 2, 64, 2
-    names = [name for name in options.only if name != "DistillKit" or options.distillkit]
+    if options.steps <= WARM_UP_STEPS:
+        parser.error(f"--steps: the {WARM_UP_STEPS} first are not counted; give more")
+    if options.distillkit and not (Path(options.distillkit) / "distillkit" / "trainer.py").is_file():
+        parser.error(f"--distillkit: {options.distillkit} is no checkout of DistillKit")
+    if "DistillKit" in options.only and not options.distillkit:
+        parser.error("--only DistillKit: give --distillkit CHECKOUT too")
+    return options
+
+
+def main() -> None:
+    """Measures, prints and writes; see the module's docstring."""
+    options = parse_options()
+    wanted = {OURS, *options.only} if options.only else set(CONTENDERS)
+    names = [name for name in CONTENDERS if name in wanted and (name != "DistillKit" or options.distillkit)]
+    reference_libraries.install()
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        prepare(folder, options)
-        measured: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
-        for _ in range(options.rounds):
-            for name in names:
-                measured[name].append(train(name, folder, options.distillkit))
-        losses = {name: held_out_kl(folder, name) for name in names}
-        untrained = held_out_kl(folder, "student")
-    table = result_rows(measured, losses, options.batch * options.length)
-    out = Path(options.out) / "trainers.csv"
-    table.to_csv(out, index=False, float_format="%.6g")
-    out.with_suffix(".md").write_text(render_page(table, options, untrained), encoding="utf-8")
-    print(out.with_suffix(".md").read_text(encoding="utf-8"))
+        prepare(Path(temporary), options)
+        failed = measure(names, Path(temporary), options)
+    print((options.out / "trainers.md").read_text(encoding="utf-8"))
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

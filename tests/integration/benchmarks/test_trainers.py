@@ -1,14 +1,19 @@
 """The benchmark of whole trainers compares like with like: from the same rows all of them train the same student."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
-from helpers import reference_libraries, tiny_models
+from helpers import ROOT, reference_libraries, tiny_models
 from safetensors.torch import load_file
 
+from benchmarks import trainers
 from benchmarks.trainer_contenders import main
 from distill_lit.models import load_model
 
@@ -55,3 +60,45 @@ def test_trl_trains_the_same_student(folder: Path) -> None:
     reference_libraries.run_script(script)
     for name in ("trl GKDTrainer", "trl DistillationTrainer"):
         assert_same_student(folder, "distill-lit", name)
+
+
+def test_the_peak_is_that_of_the_process_itself(folder: Path) -> None:
+    """Linux begins `ru_maxrss` of a process at the peak of the one that started it, here more than the training takes."""
+    command = [sys.executable, str(ROOT / "benchmarks/trainer_contenders.py"), "plain Lightning", str(folder)]
+    parent = "import subprocess, sys; memory = b'1' * (2 << 30); del memory; subprocess.run(sys.argv[1:], check=True)"
+    subprocess.run([sys.executable, "-c", parent, *command], check=True, timeout=300)
+    assert json.loads((folder / "plain Lightning.json").read_text())["peak"] < 2 << 30
+
+
+def test_what_is_measured_is_kept_where_a_trainer_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def train(name: str, folder: Path, _: str) -> dict[str, Any]:
+        if name == "broken":
+            raise subprocess.CalledProcessError(1, name)
+        times.append(0)
+        return {"seconds": [30.0 * len(times), 9.0, float(len(times)), 8.0], "peak": 2**30}
+
+    times: list[int] = []
+    monkeypatch.setattr(trainers, "train", train)
+    monkeypatch.setattr(trainers, "held_out_kl", lambda folder, name: 0.5)
+    monkeypatch.setattr(sys, "argv", ["trainers.py", "--out", str(tmp_path), "--rounds", "2", "--steps", "4"])
+    failed = trainers.measure([trainers.OURS, "broken", "plain Lightning"], tmp_path, trainers.parse_options())
+    assert failed == {"broken": 1}
+    table = pd.read_csv(tmp_path / "trainers.csv").set_index("trainer")
+    assert table["seconds"].to_dict() == {trainers.OURS: 5.5, "plain Lightning": 6.0}  # of 1, 8, 3, 8 and 2, 8, 4, 8
+    assert table["first_step"].to_dict() == {trainers.OURS: 30.0, "plain Lightning": 60.0}
+    assert table["time_ratio"].tolist() == pytest.approx([1.0, 6 / 5.5], rel=1e-4)
+    assert "Failed: broken in round 1." in (tmp_path / "trainers.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["--rounds", "0"], ["--steps", "2"], ["--only", "DistillKit"], ["--distillkit", "none"], ["--out", "none"]],
+)
+def test_options_that_cannot_be_measured_are_refused(
+    options: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["trainers.py", *options])
+    with pytest.raises(SystemExit) as ended:
+        trainers.parse_options()
+    assert ended.value.code == 2
+    assert options[0] in capsys.readouterr().err.splitlines()[-1]
