@@ -212,10 +212,9 @@ def render_page(frame: pd.DataFrame) -> str:
         f"or after {CASES[0].new_tokens} tokens (64 where drawn by top-p, alone, or where none "
         f"ends early), at most {SLOTS} at a time. Both sides write in turn. Faster: seconds per token of `generate` over "
         "ours, median [least, most] of the rounds; by CPU time: the same of the process's CPU seconds, which suffer less "
-        "from other work on the machine. Floor: the linear layers of our forward passes alone, as fast as they were in three "
-        "trials; nothing that writes these tokens in this format can do without. Same texts: greedy texts equal to the last token; where the two most probable "
-        "tokens are equal within rounding, texts may part. The self-check is made once for each model and is not part of "
-        "the times.",
+        "from other work on the machine. Floor: the linear layers of our forward passes alone, least of three trials. Same "
+        "texts: greedy texts equal to the last token; where the two most probable tokens are equal within rounding, texts "
+        "may part. The self-check is made once for each model and is not part of the times.",
         "",
         f"| {' | '.join(columns)} |",
         f"|---|{'---:|' * (len(columns) - 1)}",

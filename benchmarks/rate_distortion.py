@@ -1,9 +1,9 @@
 """Rate and distortion of teacher caches: `python benchmarks/rate_distortion.py --root FOLDER` (seconds).
 
-Reads a finished `distill-lit run experiments/rate_distortion.yaml`: of every distilled student its KL from the teacher on
-the held-out rows, over the whole distribution, and of the cache it learned from the bytes of a token on disk. Writes
-results/rate_distortion/rate_distortion.csv, one line for each kind and size with the mean and the standard error over
-seeds, and rate_distortion.png.
+Reads a finished `distill-lit run experiments/rate_distortion.yaml`: of every trained student its KL from the teacher on the
+held-out rows, over the whole distribution, and of the cache it learned from the bytes of a token on disk; a student without
+teacher has read none. Writes results/rate_distortion/rate_distortion.csv, one line for each kind and size with mean, least
+and most over seeds, and rate_distortion.png.
 """
 
 # ruff: noqa: E402
@@ -19,43 +19,53 @@ import pandas as pd
 from benchmarks.arguments import existing_folder
 from distill_lit.config.roles import Role
 from distill_lit.experiment.experiment import Experiment
-from distill_lit.report.figures.style import VARIANT_COLORS, VARIANT_MARKERS
+from distill_lit.report.figures.style import BLUE, GREEN, GREY, MATPLOTLIB_RC, ORANGE, PURPLE, RED, save_figure
 from distill_lit.utils.exceptions import UserError
 from distill_lit.utils.files import read_mapping, write_text
 
 EXPERIMENT = ROOT / "experiments" / "rate_distortion.yaml"
 TABLE, FIGURE = "rate_distortion.csv", "rate_distortion.png"
+LABELS_ALONE = "labels"
+TICKS = (20, 50, 100, 200, 500, 1000)  # bytes
+# of a variant, by the first part of its name: what the figure calls it, its color and its marker
 KINDS = {
-    "top": "k best tokens, truncated KL",
-    "tail": "k best tokens, others as one",
-    "nucleus": "tokens with a mass of p, others as one",
-    "sampled": "drawn tokens",
-    "hidden": "hidden states in 8 and 16 bits",
+    "top": ("top k, truncated KL", RED, "s"),
+    "tail": ("top k, others as one", ORANGE, "^"),
+    "nucleus": ("top p, others as one", PURPLE, "v"),
+    "sampled": ("k samples", BLUE, "o"),
+    "hidden": ("hidden states, 8 and 16 bits", GREEN, "D"),
 }
 
 
 def collect(experiment: Experiment) -> pd.DataFrame:
-    """One line for each distilled student: variant, seed, bytes_per_token, kl (nats per token, held-out rows).
+    """One line for each trained student: variant, seed, bytes_per_token, kl (nats per token, held-out rows).
 
     Raises UserError where a run is missing.
     """
     by_name, rows = {run.name: run for run in experiment.runs}, []
     for run in experiment.runs:
-        if run.role == Role.DISTILLED:
-            caches = [name for name in run.depends_on if by_name[name].role == Role.TEACHER_CACHE]
-            made, cache = (read_mapping(experiment.runs_folder / name / "manifest.json") for name in (run.name, *caches))
-            if not made or not cache:
+        if run.role in (Role.DISTILLED, Role.CE_ONLY):
+            is_taught = run.role == Role.DISTILLED
+            caches = [name for name in run.depends_on if by_name[name].role == Role.TEACHER_CACHE and is_taught]
+            made, *read = (read_mapping(experiment.runs_folder / name / "manifest.json") for name in (run.name, *caches))
+            if not made or not all(read):
                 raise UserError(f"{experiment.runs_folder / run.name}: it is not done; run the experiment first")
-            facts = {"variant": run.grid_values["variant"], "seed": run.seed, "bytes_per_token": cache["bytes_per_token"]}
-            rows.append({**facts, "kl": made["metrics"]["validation/teacher_kl"]})
+            variant = run.grid_values["variant"] if is_taught else LABELS_ALONE
+            size = sum(cache["bytes_per_token"] for cache in read)
+            kl = made["metrics"]["validation/teacher_kl"]
+            rows.append({"variant": variant, "seed": run.seed, "bytes_per_token": size, "kl": kl})
     return pd.DataFrame(rows)
 
 
 def summarize(students: pd.DataFrame) -> pd.DataFrame:
-    """Mean and standard error of the KL over the seeds of each variant, by kind and rate."""
+    """Mean, least and most KL over the seeds of each variant, by kind and rate."""
     grouped = students.groupby("variant", sort=False)
     table = grouped.agg(
-        bytes_per_token=("bytes_per_token", "mean"), kl=("kl", "mean"), kl_error=("kl", "sem"), seeds=("kl", "size")
+        bytes_per_token=("bytes_per_token", "mean"),
+        kl=("kl", "mean"),
+        kl_least=("kl", "min"),
+        kl_most=("kl", "max"),
+        seeds=("kl", "size"),
     )
     table = table.reset_index()
     table.insert(0, "kind", table["variant"].str.split("_").str[0])
@@ -63,28 +73,47 @@ def summarize(students: pd.DataFrame) -> pd.DataFrame:
 
 
 def draw(table: pd.DataFrame, path: Path) -> None:
-    """The KL against bytes per token, both axes logarithmic, a line for each kind."""
+    """The KL against bytes per token, a line for each kind with the size of each cache beside its point; what a student
+    without teacher comes to as a level."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(6.4, 4.4), layout="constrained")
-    looks = zip(VARIANT_COLORS, VARIANT_MARKERS, strict=False)
-    for (kind, part), (color, marker) in zip(table.groupby("kind", sort=False), looks, strict=False):
-        label = KINDS.get(str(kind), kind)
-        axes.errorbar(
-            part["bytes_per_token"], part["kl"], yerr=part["kl_error"], color=color, marker=marker, label=label, capsize=3
-        )
-    axes.set(
-        xscale="log", yscale="log", xlabel="bytes for each token", ylabel="KL of the student to the teacher, nats per token"
-    )
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter("{x:g}")  # all values may lie between two powers of ten
-    axes.legend(title="mean ± standard error over seeds")
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    with plt.rc_context(MATPLOTLIB_RC):
+        figure, axes = plt.subplots(figsize=(6.8, 4.4), layout="constrained")
+        for kind, (name, color, marker) in KINDS.items():
+            part = table[table["kind"] == kind]
+            spread = [part["kl"] - part["kl_least"], part["kl_most"] - part["kl"]]
+            axes.errorbar(
+                part["bytes_per_token"], part["kl"], spread, label=name, color=color, marker=marker, markersize=5, capsize=2
+            )
+            for row in part.itertuples():
+                axes.annotate(
+                    _size(row.variant),
+                    (row.bytes_per_token, row.kl),
+                    (4, 4),
+                    textcoords="offset points",
+                    color=color,
+                    fontsize=7,
+                )
+        for level in table.loc[table["kind"] == LABELS_ALONE, "kl"]:
+            axes.axhline(level, color=GREY, linestyle="--", linewidth=1, label="labels alone, no teacher")
+        axes.set(xscale="log", yscale="log", xlabel="bytes kept of the teacher for each token")
+        axes.set_ylabel("KL of the student to the teacher, nats per token")
+        axes.set_xticks(TICKS, list(map(str, TICKS)))
+        axes.xaxis.minorticks_off()
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:g}")
+        figure.legend(loc="outside upper left", ncols=3)
+        save_figure(figure, path)
+        plt.close(figure)
+
+
+def _size(variant: str) -> str:
+    """What is written beside the point of a variant: k, p, or bits."""
+    kind, size = variant.split("_")
+    return f"0.{size}".rstrip("0") if kind == "nucleus" else f"{size} bits" if kind == "hidden" else size
 
 
 def main() -> None:

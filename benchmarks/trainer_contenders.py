@@ -225,6 +225,21 @@ def distillkit(job: Job) -> None:
     ).train()
 
 
+# ---------------------------------------------------------------- none of them
+
+
+def products_alone(job: Job) -> None:
+    """The matrix products that no trainer can do without, and nothing else: nothing is learned."""
+    from benchmarks.step_floor import step_floor
+
+    shape, dtype = (job.batch, job.rows.shape[1]), getattr(torch, job.dtype)
+    run = step_floor(job.student, job.teacher, job.student.config.vocab_size, shape, dtype, torch.device("cpu"))
+    for _ in range(job.steps):
+        run()
+        job.note_step()
+
+
+FLOOR = "matrix products alone"
 CONTENDERS: dict[str, Callable[[Job], None]] = {
     "distill-lit": distill_lit,
     "distill-lit, compiled": functools.partial(distill_lit, is_compiled=True),
@@ -232,6 +247,7 @@ CONTENDERS: dict[str, Callable[[Job], None]] = {
     "trl GKDTrainer": trl_gkd,
     "trl DistillationTrainer": trl_distillation,
     "DistillKit": distillkit,
+    FLOOR: products_alone,
 }
 
 

@@ -28,7 +28,7 @@ from helpers import reference_libraries
 
 from benchmarks.arguments import existing_folder, positive
 from benchmarks.kd_step import TEACHER
-from benchmarks.trainer_contenders import CONTENDERS
+from benchmarks.trainer_contenders import CONTENDERS, FLOOR
 from distill_lit.config import StudentConfig
 from distill_lit.data.mirror import file_of
 from distill_lit.models import CalibrationData, initial_student, load_model, load_tokenizer, model_folder
@@ -96,15 +96,19 @@ def result_rows(measured: dict[str, list[dict[str, Any]]], loss: dict[str, float
             "peak_gib": max(one["peak"] for one in rounds) / 2**30, "held_out_kl": loss[name],
         })  # fmt: skip
     table = pd.DataFrame(rows)
-    ours = table.set_index("trainer").loc[OURS]
-    return table.assign(time_ratio=table["seconds"] / ours["seconds"], memory_ratio=table["peak_gib"] / ours["peak_gib"])
+    seconds = table.set_index("trainer")["seconds"]
+    return table.assign(
+        time_ratio=table["seconds"] / seconds[OURS],
+        memory_ratio=table["peak_gib"] / table.set_index("trainer")["peak_gib"][OURS],
+        floor_ratio=table["seconds"] / seconds.get(FLOOR, np.nan),
+    )
 
 
 def render_page(table: pd.DataFrame, options: argparse.Namespace, untrained: float, failed: dict[str, int]) -> str:
     """The table, and what it was measured on. failed: {trainer: in which round}."""
     machine = hardware.describe_hardware()
-    columns = ("trainer", "tokens per second", "seconds per step", "time / ours", "first step s", "peak GiB",
-               "memory / ours", "held-out KL, nats")  # fmt: skip
+    columns = ("trainer", "tokens per second", "seconds per step", "time / ours", "time / floor", "first step s",
+               "peak GiB", "memory / ours", "held-out KL, nats")  # fmt: skip
     lines = [
         "# Whole trainers side by side",
         "",
@@ -114,7 +118,8 @@ def render_page(table: pd.DataFrame, options: argparse.Namespace, untrained: flo
         f"{machine['cores']} cores, torch {machine['torch']}; {reference_libraries.PINNED[0]}. "
         "Seconds: median [least, most] of the steps after the "
         f"{WARM_UP_STEPS} first. First step: of the first round, with what is imported and made before it, compiling "
-        "included. Peak: resident memory of the whole process, models and libraries included, the most of all rounds. "
+        f"included. Floor: the {FLOOR}, in the same turns. Peak: resident memory of the whole process, models and "
+        "libraries included, the most of all rounds. "
         f"Held-out KL: to the teacher, after training; {untrained:.3f} before. What the others lack is made up for in "
         "their favour: rows are ready-made, trl's gradient checkpointing is off, no model keeps keys and values. "
         "DistillKit computes the cross-entropy of the labels too, and its KL has the last position of each row. "
@@ -127,9 +132,10 @@ def render_page(table: pd.DataFrame, options: argparse.Namespace, untrained: flo
     for row in table.itertuples(index=False):
         cells = [
             row.trainer, f"{row.tokens_per_second:.0f}", f"{row.seconds:.2f} [{row.least:.2f}, {row.most:.2f}]",
-            f"{row.time_ratio:.2f}", f"{row.first_step:.1f}", f"{row.peak_gib:.2f}", f"{row.memory_ratio:.2f}",
-            f"{row.held_out_kl:.4f}",
+            f"{row.time_ratio:.2f}", f"{row.floor_ratio:.2f}" if row.floor_ratio > 0 else "",
         ]  # fmt: skip
+        if row.trainer != FLOOR:
+            cells += [f"{row.first_step:.1f}", f"{row.peak_gib:.2f}", f"{row.memory_ratio:.2f}", f"{row.held_out_kl:.4f}"]
         lines.append(f"| {' | '.join(cells)} |")
     if failed:
         lines += ["", "Failed: " + ", ".join(f"{name} in round {number}" for name, number in failed.items()) + "."]

@@ -11,7 +11,7 @@ from distill_lit import assets
 from distill_lit.config.grid_points import grid_keys, shortest_names, value_text
 from distill_lit.config.hypothesis_validation import untestable_hypotheses
 from distill_lit.config.schema import GRID_VALUE_SEPARATOR
-from distill_lit.experiment.estimates.memory_estimate import MEMORY_PARTS, Memory
+from distill_lit.experiment.estimates.memory_estimate import MEMORY_PARTS
 from distill_lit.experiment.estimates.pace import WORKER_SECONDS, makespan, num_workers
 from distill_lit.experiment.estimates.run_estimate import Estimate, sum_estimates
 from distill_lit.experiment.estimates.strategy import fit_line
@@ -117,19 +117,20 @@ def _numbers(estimate: Estimate | None) -> tuple[str, ...]:
 
 def memory_table(planned: Planned) -> Table:
     """What the memory of runs is made of, in GB, a row for all runs that need the same."""
-    groups: dict[Memory, list[Run]] = {}
-    for run, estimate in planned:
-        if estimate is not None:
-            groups.setdefault(estimate.memory, []).append(run)
-    parts = [name for name in MEMORY_PARTS if any(getattr(memory, name) for memory in groups)]
+    known = sorted(((run, estimate.memory) for run, estimate in planned if estimate), key=lambda pair: -pair[1].total)
+    parts = [name for name in MEMORY_PARTS if any(getattr(memory, name) for _, memory in known)]
+    groups: dict[tuple[str, ...], list[Run]] = {}
+    for run, memory in known:
+        values = [getattr(memory, name) for name in parts]
+        row = (*(f"{value / 1e9:.2f}" if value else "" for value in values), f"{memory.total / 1e9:.2f}")
+        groups.setdefault(row, []).append(run)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("GB of memory", overflow="fold", min_width=MIN_NAME)
     for name in (*parts, "total"):
         table.add_column(name, justify="right", no_wrap=True)
-    for memory, runs in sorted(groups.items(), key=lambda group: -group[0].total):
+    for row, runs in groups.items():
         names = dict.fromkeys(f"{run.student} {run.role}" if run.student else run.role.value for run in runs)
-        row = [f"{getattr(memory, name) / 1e9:.2f}" if getattr(memory, name) else "" for name in parts]
-        table.add_row(Text(", ".join(names)), *row, f"{memory.total / 1e9:.2f}")
+        table.add_row(Text(", ".join(names)), *row)
     return table
 
 

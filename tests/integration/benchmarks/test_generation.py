@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
+from helpers.all_architectures import tiny_model
 
 from benchmarks.generation import forward_passes, linear_floor, token_time_ratios
 from distill_lit.generation.sampling import SamplingParams, generate_batch
-from helpers.all_architectures import tiny_model
 
 
 def test_each_round_is_divided_by_the_tokens_that_it_wrote() -> None:

@@ -35,11 +35,12 @@ def test_every_variant_has_the_bytes_of_its_cache_and_the_mean_over_seeds(benchm
             facts = {"metrics": {"validation/teacher_kl": 0.5 + 0.25 * (run.seed or 0)}}
         write_json(experiment.runs_folder / run.name / "manifest.json", facts)
     table = benchmark.summarize(benchmark.collect(experiment))
-    assert table["kind"].tolist() == ["hidden", "nucleus", "top"]
-    assert table["bytes_per_token"].tolist() == [578.0, 218.0, 20.0]
-    assert table["kl"].tolist() == [0.625] * 3
-    assert table["kl_error"].tolist() == [0.125] * 3  # two values 0.25 apart
-    benchmark.draw(pd.concat([table, table.assign(kind="of an override")]), tmp_path / "curve.png")
+    assert table["kind"].tolist() == ["hidden", "labels", "nucleus", "top"]
+    assert table["bytes_per_token"].tolist() == [578.0, 0.0, 218.0, 20.0]  # a student without teacher has read no cache
+    assert table["kl"].tolist() == [0.625] * 4
+    assert table["kl_least"].tolist() == [0.5] * 4
+    assert table["kl_most"].tolist() == [0.75] * 4
+    benchmark.draw(pd.concat([table]), tmp_path / "curve.png")
     assert (tmp_path / "curve.png").stat().st_size > 1000
 
 

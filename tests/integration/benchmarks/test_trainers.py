@@ -52,6 +52,13 @@ def test_ours_and_plain_lightning_train_the_same_student(folder: Path) -> None:
     assert_same_student(folder, "distill-lit", "plain Lightning")
 
 
+def test_the_floor_learns_nothing(folder: Path) -> None:
+    main(trainers.FLOOR, folder)
+    assert len(json.loads((folder / f"{trainers.FLOOR}.json").read_text())["seconds"]) == 3
+    start, end = (load_file(folder / part / "model.safetensors") for part in ("student", trainers.FLOOR))
+    torch.testing.assert_close(end, start, rtol=0, atol=0)
+
+
 @pytest.mark.slow
 def test_trl_trains_the_same_student(folder: Path) -> None:
     main("distill-lit", folder)
@@ -74,6 +81,8 @@ def test_what_is_measured_is_kept_where_a_trainer_fails(tmp_path: Path, monkeypa
     def train(name: str, folder: Path, _: str) -> dict[str, Any]:
         if name == "broken":
             raise subprocess.CalledProcessError(1, name)
+        if name == trainers.FLOOR:
+            return {"seconds": [1.0, 1.0, 2.0, 2.0], "peak": 2**30}
         times.append(0)
         return {"seconds": [30.0 * len(times), 9.0, float(len(times)), 8.0], "peak": 2**30}
 
@@ -81,12 +90,15 @@ def test_what_is_measured_is_kept_where_a_trainer_fails(tmp_path: Path, monkeypa
     monkeypatch.setattr(trainers, "train", train)
     monkeypatch.setattr(trainers, "held_out_kl", lambda folder, name: 0.5)
     monkeypatch.setattr(sys, "argv", ["trainers.py", "--out", str(tmp_path), "--rounds", "2", "--steps", "4"])
-    failed = trainers.measure([trainers.OURS, "broken", "plain Lightning"], tmp_path, trainers.parse_options())
+    names = [trainers.OURS, "broken", "plain Lightning", trainers.FLOOR]
+    failed = trainers.measure(names, tmp_path, trainers.parse_options())
     assert failed == {"broken": 1}
     table = pd.read_csv(tmp_path / "trainers.csv").set_index("trainer")
-    assert table["seconds"].to_dict() == {trainers.OURS: 5.5, "plain Lightning": 6.0}  # of 1, 8, 3, 8 and 2, 8, 4, 8
-    assert table["first_step"].to_dict() == {trainers.OURS: 30.0, "plain Lightning": 60.0}
-    assert table["time_ratio"].tolist() == pytest.approx([1.0, 6 / 5.5], rel=1e-4)
+    # of 1, 8, 3, 8 and of 2, 8, 4, 8
+    assert table["seconds"].to_dict() == {trainers.OURS: 5.5, "plain Lightning": 6.0, trainers.FLOOR: 2.0}
+    assert table["first_step"].tolist()[:2] == [30.0, 60.0]
+    assert table["time_ratio"].tolist() == pytest.approx([1.0, 6 / 5.5, 2 / 5.5], rel=1e-4)
+    assert table["floor_ratio"].tolist() == pytest.approx([5.5 / 2, 6 / 2, 1.0], rel=1e-4)
     assert "Failed: broken in round 1." in (tmp_path / "trainers.md").read_text()
 
 

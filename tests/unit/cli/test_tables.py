@@ -83,7 +83,10 @@ def test_a_plan_fits_a_terminal_and_no_number_is_cut(runs: list[Run]) -> None:
 
 
 def test_memory_is_shown_once_for_runs_that_need_the_same(runs: list[Run]) -> None:
-    header, *rows = cells(memory_table([(run, estimate_of(run)) for run in runs]))
+    planned = [(run, estimate_of(run)) for run in runs]
+    last, estimate = planned[-1]  # the cache of another variant takes a megabyte less, which two digits do not show
+    less = replace(estimate, memory=replace(estimate.memory, weights=estimate.memory.weights - 1_000_000))
+    header, *rows = cells(memory_table([*planned[:-1], (last, less)]))
     assert header[1:] == ["weights", "moments", "activations", "teacher", "process", "total"]
     assert len(rows) == 2
     assert rows[0] == ["d12 ce_only, d6 ce_only, d12 distilled, d6 distilled",
