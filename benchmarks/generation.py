@@ -28,6 +28,7 @@ import pandas as pd
 import torch
 from transformers import GenerationConfig
 
+from benchmarks.arguments import positive
 from distill_lit.data.mirror import file_of
 from distill_lit.data.templates import apply_chat_template
 from distill_lit.generation.sampling import SamplingParams, generate_batch, get_eos_token_ids
@@ -245,9 +246,11 @@ def render_page(frame: pd.DataFrame) -> str:
 def main() -> None:
     """Measures, prints, writes; see the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3, help="turns of each side (default: 3)")
+    parser.add_argument("--rounds", type=positive, default=3, help="turns of each side (default: 3)")
     parser.add_argument("--threads", type=int, default=0, help="of torch; 0: as it would take itself")
-    parser.add_argument("--cases", type=int, nargs="*", help="numbers, from 0; the rows of others are kept")
+    parser.add_argument(
+        "--cases", type=int, nargs="*", choices=range(len(CASES)), help="numbers, from 0; the rows of others are kept"
+    )
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)

@@ -1,10 +1,12 @@
 """The benchmark of generation: how much faster, by hand."""
 
+import sys
+
 import numpy as np
 import pytest
 from helpers.all_architectures import tiny_model
 
-from benchmarks.generation import forward_passes, linear_floor, token_time_ratios
+from benchmarks.generation import forward_passes, linear_floor, main, token_time_ratios
 from distill_lit.generation.sampling import SamplingParams, generate_batch
 
 
@@ -23,3 +25,11 @@ def test_the_floor_is_of_the_passes_that_are_made() -> None:
     passes = forward_passes(model, lambda: generate_batch(model, prompts, [-1], sampling, 0))
     assert passes == [(10, 2), (2, 2), (2, 2)]
     assert 0 < linear_floor(model, passes) < 1
+
+
+@pytest.mark.parametrize("options", [["--cases", "7"], ["--cases", "-1"], ["--rounds", "0"]])
+def test_numbers_that_are_none_are_refused(options: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["generation.py", *options])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
