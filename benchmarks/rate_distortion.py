@@ -27,13 +27,14 @@ EXPERIMENT = ROOT / "experiments" / "rate_distortion.yaml"
 TABLE, FIGURE = "rate_distortion.csv", "rate_distortion.png"
 LABELS_ALONE = "labels"
 TICKS = (20, 50, 100, 200, 500, 1000)  # bytes
-# of a variant, by the first part of its name: what the figure calls it, its color and its marker
+# of a variant, by the first part of its name: what the figure calls it, its color, its marker, and how far from the marker
+# its size is written; None: nowhere, as the same k stands above it
 KINDS = {
-    "top": ("top k, truncated KL", RED, "s"),
-    "tail": ("top k, others as one", ORANGE, "^"),
-    "nucleus": ("top p, others as one", PURPLE, "v"),
-    "sampled": ("k samples", BLUE, "o"),
-    "hidden": ("hidden states, 8 and 16 bits", GREEN, "D"),
+    "top": ("top k, truncated KL", RED, "s", (5, 4)),
+    "tail": ("the same k, others as one", ORANGE, "^", None),
+    "nucleus": ("top p, others as one", PURPLE, "v", (7, 2)),
+    "sampled": ("k samples", BLUE, "o", (-12, -12)),
+    "hidden": ("hidden states", GREEN, "D", (4, -12)),
 }
 
 
@@ -82,17 +83,17 @@ def draw(table: pd.DataFrame, path: Path) -> None:
 
     with plt.rc_context(MATPLOTLIB_RC):
         figure, axes = plt.subplots(figsize=(6.8, 4.4), layout="constrained")
-        for kind, (name, color, marker) in KINDS.items():
+        for kind, (name, color, marker, offset) in KINDS.items():
             part = table[table["kind"] == kind]
             spread = [part["kl"] - part["kl_least"], part["kl_most"] - part["kl"]]
             axes.errorbar(
                 part["bytes_per_token"], part["kl"], spread, label=name, color=color, marker=marker, markersize=5, capsize=2
             )
-            for row in part.itertuples():
+            for row in part.itertuples() if offset else ():
                 axes.annotate(
                     _size(row.variant),
                     (row.bytes_per_token, row.kl),
-                    (4, 4),
+                    offset,
                     textcoords="offset points",
                     color=color,
                     fontsize=7,
@@ -100,7 +101,8 @@ def draw(table: pd.DataFrame, path: Path) -> None:
         for level in table.loc[table["kind"] == LABELS_ALONE, "kl"]:
             axes.axhline(level, color=GREY, linestyle="--", linewidth=1, label="labels alone, no teacher")
         axes.set(xscale="log", yscale="log", xlabel="bytes kept of the teacher for each token")
-        axes.set_ylabel("KL of the student to the teacher, nats per token")
+        axes.margins(y=0.1)
+        axes.set_ylabel("KL of the student to the teacher, nats per token\n(bars: least and most of the seeds)")
         axes.set_xticks(TICKS, list(map(str, TICKS)))
         axes.xaxis.minorticks_off()
         axes.yaxis.set_major_formatter("{x:g}")

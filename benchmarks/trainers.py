@@ -104,8 +104,10 @@ def result_rows(measured: dict[str, list[dict[str, Any]]], loss: dict[str, float
     )
 
 
-def render_page(table: pd.DataFrame, options: argparse.Namespace, untrained: float, failed: dict[str, int]) -> str:
-    """The table, and what it was measured on. failed: {trainer: in which round}."""
+def render_page(
+    table: pd.DataFrame, options: argparse.Namespace, untrained: float, failed: dict[str, int], rounds: int
+) -> str:
+    """The table, and what it was measured on. failed: {trainer: in which round}; rounds: that were begun."""
     machine = hardware.describe_hardware()
     columns = ("trainer", "tokens per second", "seconds per step", "time / ours", "time / floor", "first step s",
                "peak GiB", "memory / ours", "held-out KL, nats")  # fmt: skip
@@ -114,7 +116,7 @@ def render_page(table: pd.DataFrame, options: argparse.Namespace, untrained: flo
         "",
         f"`{' '.join(['python benchmarks/trainers.py', *sys.argv[1:]])}`: {options.teacher or 'SmolLM2-135M'} teaches "
         f"{options.layers} of its layers by the forward KL; {options.steps} steps of {options.batch} × {options.length} "
-        f"tokens of Wikipedia, {options.dtype}, {options.rounds} interleaved rounds on {machine['processor']}, "
+        f"tokens of Wikipedia, {options.dtype}, {rounds} of {options.rounds} interleaved rounds on {machine['processor']}, "
         f"{machine['cores']} cores, torch {machine['torch']}; {reference_libraries.PINNED[0]}. "
         "Seconds: median [least, most] of the steps after the "
         f"{WARM_UP_STEPS} first. First step: of the first round, with what is imported and made before it, compiling "
@@ -134,8 +136,8 @@ def render_page(table: pd.DataFrame, options: argparse.Namespace, untrained: flo
             row.trainer, f"{row.tokens_per_second:.0f}", f"{row.seconds:.2f} [{row.least:.2f}, {row.most:.2f}]",
             f"{row.time_ratio:.2f}", f"{row.floor_ratio:.2f}" if row.floor_ratio > 0 else "",
         ]  # fmt: skip
-        if row.trainer != FLOOR:
-            cells += [f"{row.first_step:.1f}", f"{row.peak_gib:.2f}", f"{row.memory_ratio:.2f}", f"{row.held_out_kl:.4f}"]
+        trained = [f"{row.first_step:.1f}", f"{row.peak_gib:.2f}", f"{row.memory_ratio:.2f}", f"{row.held_out_kl:.4f}"]
+        cells += trained if row.trainer != FLOOR else [""] * len(trained)
         lines.append(f"| {' | '.join(cells)} |")
     if failed:
         lines += ["", "Failed: " + ", ".join(f"{name} in round {number}" for name, number in failed.items()) + "."]
@@ -164,7 +166,7 @@ def measure(names: list[str], folder: Path, options: argparse.Namespace) -> dict
                 losses[name] = held_out_kl(folder, name)
             table = result_rows(measured, losses, options.batch * options.length)
             table.to_csv(options.out / "trainers.csv", index=False, float_format="%.6g")
-            page = render_page(table, options, untrained, failed)
+            page = render_page(table, options, untrained, failed, number)
             (options.out / "trainers.md").write_text(page, encoding="utf-8")
     return failed
 
