@@ -11,6 +11,17 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def available_device(text: str) -> str:
+    """`cpu`, or `cuda` where there is a GPU."""
+    import torch
+
+    if text not in ("cpu", "cuda"):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither cpu nor cuda")
+    if text == "cuda" and not torch.cuda.is_available():
+        raise argparse.ArgumentTypeError("PyTorch sees no GPU")
+    return text
+
+
 def existing_folder(text: str) -> Path:
     """A folder that is there."""
     if not Path(text).is_dir():

@@ -3,9 +3,8 @@ benchmarks/generation.py`.
 
 SmolLM2-135M-Instruct answers questions of BoolQ, every other one with its passage, so that prompts are of mixed length.
 Both sides write in turn, with the same weights, threads and number of sequences at a time; `generate` in batches of
-neighbours by length. Floor: the linear layers of our forward passes and nothing else, which greedy decoding in this format
-cannot do without. Writes benchmarks/generation.md and .csv (a quarter of an hour on two idle cores); `--cases` measures
-some anew.
+neighbours by length. Floor: the linear layers of our forward passes and nothing else. Writes benchmarks/generation.md and
+.csv (half an hour on two idle cores); `--cases` measures some anew.
 """
 
 # ruff: noqa: E402

@@ -25,7 +25,7 @@ import torch
 from helpers import reference_libraries
 from torch import Tensor
 
-from benchmarks.arguments import existing_folder, positive
+from benchmarks.arguments import available_device, existing_folder, positive
 from benchmarks.kd_losses import (
     COMPILED,
     FLOOR,
@@ -250,11 +250,8 @@ if __name__ == "__main__":
     parser.add_argument("--quick", action="store_true", help="one small case and one small step, to see that it runs")
     parser.add_argument("--lm-head-only", action="store_true", help="no whole step, so no teacher to download")
     parser.add_argument("--rounds", type=positive, default=3)
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--device", type=available_device, default="cpu", metavar="{cpu,cuda}")
     parser.add_argument("--teacher", default="", help="reference of another teacher than SmolLM2-135M")
     parser.add_argument("--dtype", default="", choices=("", "float32", "bfloat16"), help="default: the machine's fastest")
     parser.add_argument("--out", type=existing_folder, default=Path(__file__).parent, help="folder of the tables")
-    options = parser.parse_args()
-    if options.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: PyTorch sees no GPU")
-    main(options)
+    main(parser.parse_args())

@@ -27,7 +27,7 @@ sys.path.append(str(ROOT / "tests"))
 
 import pandas as pd
 
-from benchmarks.arguments import existing_folder, positive
+from benchmarks.arguments import available_device, existing_folder, positive
 
 # the first that has an operator's name (aten::), or a part of it
 GROUPS = {
@@ -178,13 +178,7 @@ if __name__ == "__main__":
     parser.add_argument("--quickstart", action="store_true", help="the quickstart, not a step")
     parser.add_argument("--quick", action="store_true", help="a small step, to see that it runs")
     parser.add_argument("--rounds", type=positive, default=3)
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--device", type=available_device, default="cpu", metavar="{cpu,cuda}")
     parser.add_argument("--teacher", default="", help="reference of the teacher; default: that of kd_step.py")
     parser.add_argument("--out", type=existing_folder, default=Path(__file__).parent, help="folder of the tables")
-    options = parser.parse_args()
-    if options.device == "cuda":
-        import torch
-
-        if not torch.cuda.is_available():
-            parser.error("--device cuda: PyTorch sees no GPU")
-    main(options)
+    main(parser.parse_args())

@@ -95,13 +95,10 @@ def result_rows(measured: dict[str, list[dict[str, Any]]], loss: dict[str, float
             "first_step": rounds[0]["seconds"][0],  # of others the compiled code is there already
             "peak_gib": max(one["peak"] for one in rounds) / 2**30, "held_out_kl": loss[name],
         })  # fmt: skip
-    table = pd.DataFrame(rows)
-    seconds = table.set_index("trainer")["seconds"]
-    return table.assign(
-        time_ratio=table["seconds"] / seconds[OURS],
-        memory_ratio=table["peak_gib"] / table.set_index("trainer")["peak_gib"][OURS],
-        floor_ratio=table["seconds"] / seconds.get(FLOOR, np.nan),
-    )
+    table = pd.DataFrame(rows).set_index("trainer")
+    time, memory = table["seconds"], table["peak_gib"]
+    ratios = {"time_ratio": time / time[OURS], "memory_ratio": memory / memory[OURS]}
+    return table.assign(**ratios, floor_ratio=time / time.get(FLOOR, np.nan)).reset_index()
 
 
 def render_page(
