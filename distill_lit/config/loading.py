@@ -278,7 +278,9 @@ def find_experiment(path: Path) -> Path:
     shipped = shipped_folder("experiments")
     if len(path.parts) == 1 and os.path.isfile(file := shipped / f"{path.name.removesuffix('.yaml')}.yaml"):
         return file
-    close = difflib.get_close_matches(path.stem, [file.stem for file in shipped.glob("*.yaml")], n=1)
+    names = [file.stem for file in shipped.glob("*.yaml")]
+    beside = f"{path}.yaml"  # as `distill-lit init` writes it
+    close = [beside] if os.path.isfile(beside) else difflib.get_close_matches(path.stem, names, n=1)
     hint = f"; did you mean {close[0]}?" if close else ""
     raise UserError(f"no experiment file {path}{hint}; `distill-lit list experiments` shows the shipped ones")
 

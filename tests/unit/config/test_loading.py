@@ -297,6 +297,11 @@ def test_a_text_longer_than_a_file_name_is_no_experiment() -> None:
     assert refusal(Path(f"grid={'x' * 300}")).startswith("no experiment file grid=xxx")
 
 
+def test_a_file_of_the_users_own_is_named_with_its_ending(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("name: mine")
+    assert f"did you mean {tmp_path / 'mine.yaml'}?" in refusal(tmp_path / "mine")
+
+
 @pytest.mark.parametrize("method", LAYER_SELECTION_METHODS)
 def test_every_way_of_choosing_layers_is_a_value_and_in_the_help(file: Path, method: str) -> None:
     config = load_experiment(file, [f"students.one.layers={method}"])
